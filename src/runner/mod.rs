@@ -1,0 +1,101 @@
+//! Starts, stops and supervises mirrors, and hands out handles to them.
+//!
+//! Nothing above this room knows where a mirror lives: today in a task of this process.
+
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::config::MirrorConfig;
+use crate::engine::mirror;
+use crate::engine::progress::{Phase, Problem, Progress};
+
+/// A mirror that panicked is started again after this long, so that a defect that shows at once
+/// does not become a hot loop.
+const RESTART_AFTER_PANIC: Duration = Duration::from_secs(10);
+
+/// A running mirror.
+///
+/// Dropping the handle asks the mirror to stop but does not wait for it.
+pub struct MirrorHandle {
+    config: MirrorConfig,
+    progress: watch::Receiver<Progress>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl MirrorHandle {
+    /// Starts a mirror; returns at once. Problems show in its progress.
+    pub fn start(config: MirrorConfig) -> Self {
+        let (publish, progress) = watch::channel(Progress::default());
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(supervise(config.clone(), publish, stop.clone()));
+        Self {
+            config,
+            progress,
+            stop,
+            task,
+        }
+    }
+
+    /// What the mirror was started with.
+    pub fn config(&self) -> &MirrorConfig {
+        &self.config
+    }
+
+    /// The mirror's progress, now and from now on.
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.clone()
+    }
+
+    /// Finishes the batch in hand, writes the checkpoint, disconnects, and returns the last
+    /// progress.
+    pub async fn stop(mut self) -> Progress {
+        self.stop.cancel();
+        // A task that panicked was already reported by its supervisor; there is nothing to add.
+        let _ = (&mut self.task).await;
+        self.progress.borrow().clone()
+    }
+}
+
+impl Drop for MirrorHandle {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// Runs the mirror until it is asked to stop, and starts it again should it panic.
+async fn supervise(
+    config: MirrorConfig,
+    publish: watch::Sender<Progress>,
+    stop: CancellationToken,
+) {
+    loop {
+        let run = tokio::spawn(mirror::run(config.clone(), publish.clone(), stop.clone()));
+        match run.await {
+            Ok(()) => return,
+            Err(panic) => {
+                tracing::error!(mirror = %config.name, error = %panic, "the mirror's task panicked; starting it again");
+                publish.send_modify(|progress| {
+                    progress.phase = Phase::Failed;
+                    progress.problem = Some(Problem {
+                        reason: "InternalError",
+                        message: format!(
+                            "an internal error stopped the mirror; it starts again in {} s. \
+                             Please report the log lines around this time.",
+                            RESTART_AFTER_PANIC.as_secs()
+                        ),
+                        needs_human: false,
+                        since: SystemTime::now(),
+                    });
+                });
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(RESTART_AFTER_PANIC) => {}
+        }
+    }
+}
