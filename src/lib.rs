@@ -1,1 +1,4 @@
+//! MongoMirror keeps a second MongoDB database exactly equal to the first one, live.
 
+pub mod engine;
+pub mod runner;

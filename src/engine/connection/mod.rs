@@ -1,0 +1,3 @@
+//! From a connection string to a probed server.
+
+pub mod uri;
