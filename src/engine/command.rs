@@ -22,7 +22,12 @@ pub const LONG_COMMAND_LIMIT: Duration = Duration::from_secs(24 * 3600);
 ///
 /// # Errors
 /// The driver's error, or [`Error::Timeout`].
-pub async fn within<T, F>(side: Side, doing: &'static str, limit: Duration, exchange: F) -> Result<T>
+pub async fn within<T, F>(
+    side: Side,
+    doing: &'static str,
+    limit: Duration,
+    exchange: F,
+) -> Result<T>
 where
     F: IntoFuture<Output = Result<T, DriverError>>,
 {
@@ -51,7 +56,13 @@ impl Commands {
     /// # Errors
     /// As [`within`], and [`Error::Write`] for the first write error or write concern error.
     pub async fn run(&self, doing: &'static str, command: Document) -> Result<Document> {
-        let reply = within(self.side, doing, COMMAND_LIMIT, self.db.run_command(command)).await?;
+        let reply = within(
+            self.side,
+            doing,
+            COMMAND_LIMIT,
+            self.db.run_command(command),
+        )
+        .await?;
         self.check(doing, reply)
     }
 

@@ -116,7 +116,9 @@ pub enum Error {
     )]
     NotReplicaSet(Side),
     /// A sharded cluster.
-    #[error("the {0} is a sharded cluster (mongos), which is not supported yet: mirror a replica set")]
+    #[error(
+        "the {0} is a sharded cluster (mongos), which is not supported yet: mirror a replica set"
+    )]
     Sharded(Side),
     /// A server older than 6.0.
     #[error("the {side} runs MongoDB {version}; 6.0 or newer is needed")]
@@ -329,7 +331,10 @@ fn describe(error: &DriverError) -> String {
             format!("write error {}", error.code)
         }
         ErrorKind::Write(WriteFailure::WriteConcernError(error)) => {
-            format!("write concern not reached ({} {})", error.code, error.code_name)
+            format!(
+                "write concern not reached ({} {})",
+                error.code, error.code_name
+            )
         }
         ErrorKind::Authentication { .. } => {
             "authentication failed: check user name, password and authSource".to_owned()

@@ -1,13 +1,13 @@
 //! Writes BSON straight into one buffer.
 //!
 //! `RawDocumentBuf::append` copies every nested document once more; on the write path that is a
-//! third of the client'"'"'s cost (`facts` rust B2).
+//! third of the client's cost (`facts` rust B2).
 
 use bson::RawDocumentBuf;
 
 use super::scan::kind;
 
-/// Where an open document'"'"'s length belongs.
+/// Where an open document's length belongs.
 #[must_use = "an open document must be closed"]
 pub struct Open(usize);
 
@@ -48,7 +48,7 @@ impl Encoder {
         self.begin()
     }
 
-    /// Begins a document that is an array'"'"'s element.
+    /// Begins a document that is an array's element.
     pub fn begin_element(&mut self, index: usize) -> Open {
         self.bytes.push(kind::DOCUMENT);
         self.index(index);
@@ -113,7 +113,7 @@ impl Encoder {
         let mut rest = index;
         loop {
             at -= 1;
-            digits[at] = b'"'"'0'"'"' + u8::try_from(rest % 10).unwrap_or(0);
+            digits[at] = b'0' + u8::try_from(rest % 10).unwrap_or(0);
             rest /= 10;
             if rest == 0 {
                 break;

@@ -70,7 +70,9 @@ pub fn compare_with_plain(kind: u8, bytes: &[u8], bound: &Value) -> Ordering {
         kind::STRING => text(bytes).cmp(text(&bound.bytes)),
         kind::DATE => signed(bytes).cmp(&signed(&bound.bytes)),
         // Binary data orders by length, subtype, bytes.
-        kind::BINARY => (bytes.len(), bytes.get(4..)).cmp(&(bound.bytes.len(), bound.bytes.get(4..))),
+        kind::BINARY => {
+            (bytes.len(), bytes.get(4..)).cmp(&(bound.bytes.len(), bound.bytes.get(4..)))
+        }
         _ => bytes.cmp(&bound.bytes),
     }
 }
@@ -122,12 +124,9 @@ fn compare_double(value: f64, bound: i64) -> Ordering {
     // In range, so the whole part converts exactly; the fraction decides a tie.
     #[expect(clippy::cast_possible_truncation)]
     let whole = value.trunc() as i64;
-    whole.cmp(&bound).then_with(|| {
-        value
-            .fract()
-            .partial_cmp(&0.0)
-            .unwrap_or(Ordering::Equal)
-    })
+    whole
+        .cmp(&bound)
+        .then_with(|| value.fract().partial_cmp(&0.0).unwrap_or(Ordering::Equal))
 }
 
 /// Decimal128: sign, 14 bits of exponent (bias 6176), 113 bits of coefficient.

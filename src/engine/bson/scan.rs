@@ -41,40 +41,40 @@ pub struct Malformed(pub usize);
 
 /// One element: type, name without its NUL, value bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Element<'"'"'a> {
+pub struct Element<'a> {
     /// BSON type.
     pub kind: u8,
     /// Name, without the NUL.
-    pub name: &'"'"'a [u8],
-    /// The value'"'"'s bytes.
-    pub value: &'"'"'a [u8],
+    pub name: &'a [u8],
+    /// The value's bytes.
+    pub value: &'a [u8],
 }
 
-impl<'"'"'a> Element<'"'"'a> {
+impl<'a> Element<'a> {
     /// The value as UTF-8 text, if it is a string.
-    pub fn as_str(&self) -> Option<&'"'"'a str> {
+    pub fn as_str(&self) -> Option<&'a str> {
         if self.kind != kind::STRING {
             return None;
         }
         std::str::from_utf8(self.value.get(4..self.value.len().checked_sub(1)?)?).ok()
     }
 
-    /// The value as an embedded document'"'"'s bytes.
-    pub fn as_document(&self) -> Option<&'"'"'a [u8]> {
+    /// The value as an embedded document's bytes.
+    pub fn as_document(&self) -> Option<&'a [u8]> {
         (self.kind == kind::DOCUMENT).then_some(self.value)
     }
 }
 
 /// The elements of one document, in order.
 #[derive(Clone, Debug)]
-pub struct Elements<'"'"'a> {
-    bytes: &'"'"'a [u8],
+pub struct Elements<'a> {
+    bytes: &'a [u8],
     at: usize,
 }
 
-impl<'"'"'a> Elements<'"'"'a> {
+impl<'a> Elements<'a> {
     /// Starts at the first element. The bytes must be a whole document.
-    pub fn new(document: &'"'"'a [u8]) -> Self {
+    pub fn new(document: &'a [u8]) -> Self {
         Self {
             bytes: document,
             at: 4,
@@ -82,7 +82,7 @@ impl<'"'"'a> Elements<'"'"'a> {
     }
 
     /// The next element, or `None` at the end of the document.
-    fn step(&mut self) -> Result<Option<Element<'"'"'a>>, Malformed> {
+    fn step(&mut self) -> Result<Option<Element<'a>>, Malformed> {
         let malformed = Malformed(self.at);
         let kind = *self.bytes.get(self.at).ok_or(malformed)?;
         if kind == 0 {
@@ -99,8 +99,8 @@ impl<'"'"'a> Elements<'"'"'a> {
     }
 }
 
-impl<'"'"'a> Iterator for Elements<'"'"'a> {
-    type Item = Result<Element<'"'"'a>, Malformed>;
+impl<'a> Iterator for Elements<'a> {
+    type Item = Result<Element<'a>, Malformed>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let step = self.step().transpose();
@@ -146,7 +146,7 @@ fn value_length(kind: u8, rest: &[u8]) -> Option<usize> {
 }
 
 /// The first element of this name, or `None`.
-pub fn find<'"'"'a>(document: &'"'"'a [u8], name: &[u8]) -> Option<Element<'"'"'a>> {
+pub fn find<'a>(document: &'a [u8], name: &[u8]) -> Option<Element<'a>> {
     Elements::new(document)
         .map_while(Result::ok)
         .find(|element| element.name == name)
@@ -171,7 +171,7 @@ pub fn shape(document: &[u8]) -> Shape {
         if element.kind == kind::TIMESTAMP && element.value == [0; 8] && element.name != b"_id" {
             shape.empty_timestamp = true;
         }
-        if element.name.first() == Some(&b'"'"'$'"'"') {
+        if element.name.first() == Some(&b'$') {
             shape.dollar_name = true;
         }
     }
@@ -228,7 +228,10 @@ mod tests {
             time: 0,
             increment: 0,
         };
-        assert_eq!(shape(rawdoc! {"_id": 1, "a": 1}.as_bytes()), Shape::default());
+        assert_eq!(
+            shape(rawdoc! {"_id": 1, "a": 1}.as_bytes()),
+            Shape::default()
+        );
         assert!(shape(rawdoc! {"_id": 1, "t": zero}.as_bytes()).empty_timestamp);
         assert!(!shape(rawdoc! {"_id": zero, "n": {"t": zero}}.as_bytes()).empty_timestamp);
         assert!(shape(rawdoc! {"_id": 1, "$a": 1}.as_bytes()).dollar_name);

@@ -30,7 +30,9 @@ pub async fn connect(uri: &ConnectionUri, side: Side) -> Result<Client> {
     let failed = || Error::driver(side, "read the connection string");
     let mut options = ClientOptions::parse(uri.expose()).await.map_err(failed())?;
     options.app_name.get_or_insert_with(|| "mongomirror".into());
-    options.server_selection_timeout.get_or_insert(SERVER_SELECTION);
+    options
+        .server_selection_timeout
+        .get_or_insert(SERVER_SELECTION);
     options.connect_timeout.get_or_insert(CONNECT);
     options.max_pool_size = Some(POOL);
     options.max_connecting = Some(CONNECTING);

@@ -55,7 +55,9 @@ pub async fn probe(client: &Client, side: Side) -> Result<Server> {
     }
     let build = admin.run("read the version", doc! {"buildInfo": 1}).await?;
     let version = build.get_str("version").unwrap_or("unknown").to_owned();
-    let mut parts = version.split('.').map(|part| part.parse::<i64>().unwrap_or(0));
+    let mut parts = version
+        .split('.')
+        .map(|part| part.parse::<i64>().unwrap_or(0));
     let found = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
     if found < OLDEST {
         return Err(Error::TooOld { side, version });
@@ -69,11 +71,18 @@ pub async fn probe(client: &Client, side: Side) -> Result<Server> {
         .ok();
     // Needs clusterMonitor, which not everybody grants; the name alone must do then.
     let set_id = admin
-        .run("read the replica set's identity", doc! {"replSetGetConfig": 1})
+        .run(
+            "read the replica set's identity",
+            doc! {"replSetGetConfig": 1},
+        )
         .await
         .ok()
         .and_then(|reply| {
-            let settings = reply.get_document("config").ok()?.get_document("settings").ok()?;
+            let settings = reply
+                .get_document("config")
+                .ok()?
+                .get_document("settings")
+                .ok()?;
             settings.get_object_id("replicaSetId").ok()
         });
     Ok(Server {
@@ -142,9 +151,11 @@ pub struct TargetAbilities {
 /// # Errors
 /// What the exchange met, other than a refusal.
 pub async fn target_abilities(state: &Commands) -> Result<TargetAbilities> {
-    let delta = doc! {"$_internalApplyOplogUpdate": {"oplogUpdate": {"$v": 2, "diff": {"u": {"a": 1}}}}};
+    let delta =
+        doc! {"$_internalApplyOplogUpdate": {"oplogUpdate": {"$v": 2, "diff": {"u": {"a": 1}}}}};
     let probe = |update: Document| {
-        let mut command = doc! {"update": "probe", "updates": [{"q": {"_id": 0}, "u": [delta.clone()]}]};
+        let mut command =
+            doc! {"update": "probe", "updates": [{"q": {"_id": 0}, "u": [delta.clone()]}]};
         command.extend(update);
         state.run("probe for internal updates", command)
     };
@@ -154,8 +165,7 @@ pub async fn target_abilities(state: &Commands) -> Result<TargetAbilities> {
         "updates": [{"q": {"_id": 0}, "u": {"a": 1}}],
         "bypassEmptyTsReplacement": true,
     };
-    let keeps_empty_timestamps =
-        refused_or(state.run("probe for empty timestamps", bypass).await)?;
+    let keeps_empty_timestamps = refused_or(state.run("probe for empty timestamps", bypass).await)?;
     Ok(TargetAbilities {
         internal_delta,
         keeps_empty_timestamps,
