@@ -70,9 +70,7 @@ impl Encoder {
 
     /// An array element that is an already encoded document.
     pub fn raw_element(&mut self, index: usize, document: &[u8]) {
-        self.bytes.push(kind::DOCUMENT);
-        self.index(index);
-        self.bytes.extend_from_slice(document);
+        self.raw_value(index, kind::DOCUMENT, document);
     }
 
     /// A string.
@@ -92,6 +90,28 @@ impl Encoder {
     /// A boolean.
     pub fn bool(&mut self, name: &str, value: bool) {
         self.raw(kind::BOOLEAN, name.as_bytes(), &[u8::from(value)]);
+    }
+
+    /// A timestamp: stored increment first.
+    pub fn timestamp(&mut self, name: &str, value: bson::Timestamp) {
+        self.head(kind::TIMESTAMP, name.as_bytes());
+        self.bytes.extend_from_slice(&value.increment.to_le_bytes());
+        self.bytes.extend_from_slice(&value.time.to_le_bytes());
+    }
+
+    /// A UUID: binary of subtype 4.
+    pub fn uuid(&mut self, name: &str, value: [u8; 16]) {
+        self.head(kind::BINARY, name.as_bytes());
+        self.bytes.extend_from_slice(&16_i32.to_le_bytes());
+        self.bytes.push(4);
+        self.bytes.extend_from_slice(&value);
+    }
+
+    /// An array element whose value is already encoded.
+    pub fn raw_value(&mut self, index: usize, kind: u8, value: &[u8]) {
+        self.bytes.push(kind);
+        self.index(index);
+        self.bytes.extend_from_slice(value);
     }
 
     /// The finished document.
