@@ -1,6 +1,7 @@
 //! The data plane: one mirror between two MongoDB databases. Never names Kubernetes.
 
 pub mod apply;
+mod barrier;
 pub mod bson;
 pub mod catalog;
 pub mod command;
@@ -8,7 +9,9 @@ pub mod config;
 pub mod connection;
 pub mod copy;
 pub mod error;
+mod lag;
 pub mod mirror;
+mod owner;
 pub mod plan;
 pub mod position;
 pub mod progress;

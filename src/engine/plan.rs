@@ -348,7 +348,7 @@ impl Planned {
 
 /// Time-series collections have no UUID; a name is unique among what is left out.
 pub fn name_as_uuid(name: &str) -> Uuid {
-    let mut uuid = [0; 16];
+    let mut uuid: Uuid = [0; 16];
     for (index, byte) in name.bytes().enumerate() {
         uuid[index % 16] = uuid[index % 16].rotate_left(3) ^ byte;
     }

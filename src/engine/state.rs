@@ -65,6 +65,10 @@ pub struct CopyFigures {
     pub documents_total: u64,
     /// Bytes as estimated.
     pub bytes_total: u64,
+    /// Documents copied in ranges that are history.
+    pub documents_copied: u64,
+    /// Their bytes.
+    pub bytes_copied: u64,
     /// When it was planned.
     pub started_at: Option<DateTime>,
     /// When it was completed.
@@ -515,6 +519,8 @@ pub fn encode_figures(figures: &CopyFigures) -> Document {
     doc! {
         "documentsTotal": long(figures.documents_total),
         "bytesTotal": long(figures.bytes_total),
+        "documentsCopied": long(figures.documents_copied),
+        "bytesCopied": long(figures.bytes_copied),
         "startedAt": figures.started_at,
         "completedAt": figures.completed_at,
     }
@@ -588,6 +594,8 @@ fn parse_checkpoint(document: &Document) -> Result<Checkpoint> {
         copy: CopyFigures {
             documents_total: count("documentsTotal"),
             bytes_total: count("bytesTotal"),
+            documents_copied: count("documentsCopied"),
+            bytes_copied: count("bytesCopied"),
             started_at: copy.get_datetime("startedAt").ok().copied(),
             completed_at: copy.get_datetime("completedAt").ok().copied(),
         },

@@ -157,7 +157,7 @@ impl Writer {
             )
             .await
             .map_err(Error::driver(Side::Target, "start a transaction"))?;
-        let outcome = self.fill(prepared, one_by_one, &mut session, written).await;
+        let outcome = self.fill(prepared, one_by_one, session, written).await;
         match outcome {
             Ok(()) => Ok(self.commit(session).await?),
             Err(failure) => {

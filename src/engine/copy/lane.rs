@@ -114,6 +114,17 @@ pub struct Lane {
     pub stop: CancellationToken,
 }
 
+/// What is done in one transaction of a lane.
+enum Work {
+    Insert {
+        command: RawDocumentBuf,
+        /// Documents that a plain insert would change.
+        careful: Vec<Vec<u8>>,
+        count: u64,
+    },
+    Clear(RawDocumentBuf),
+}
+
 /// How one try ended.
 enum Try {
     Done {
@@ -283,32 +294,19 @@ impl Lane {
             if let Some(document) = document.as_document()
                 && shape(document.as_bytes()).empty_timestamp
             {
-                careful.push(document.as_bytes());
+                careful.push(document.as_bytes().to_vec());
             }
         }
         if count == 0 {
             return Ok((0, 0));
         }
         let bytes = documents.as_bytes().len();
-        let command = self.insert_command(job, documents.as_bytes());
-        self.transaction(job, session, async |session| {
-            let doing = "insert documents";
-            let reply = self.target.run_in(doing, command.clone(), session).await?;
-            if u64::try_from(number(&reply, "n")) != Ok(count) {
-                return Err(malformed("not all documents were inserted"));
-            }
-            for document in &careful {
-                let Some(id) = find(document, b"_id") else {
-                    continue;
-                };
-                // A plain insert has set the empty timestamp to now; this puts it right.
-                for command in put(&job.name, &Value::of(id), document, self.abilities) {
-                    self.target.run_in(doing, command.body, session).await?;
-                }
-            }
-            Ok(())
-        })
-        .await?;
+        let work = Work::Insert {
+            command: self.insert_command(job, documents.as_bytes()),
+            careful,
+            count,
+        };
+        self.transaction(job, session, &work).await?;
         Ok((count, bytes as u64))
     }
 
@@ -337,21 +335,46 @@ impl Lane {
             doing: "clear a range",
             what: error.to_string(),
         })?;
-        self.transaction(job, session, async |session| {
-            let doing = "clear a range";
-            self.target.run_in(doing, command.clone(), session).await?;
-            Ok(())
-        })
-        .await
+        self.transaction(job, session, &Work::Clear(command)).await
+    }
+
+    /// The statements of a transaction.
+    async fn carry_out(&self, job: &Job, work: &Work, session: &mut ClientSession) -> Result<()> {
+        let (command, careful, count) = match work {
+            Work::Clear(command) => {
+                let doing = "clear a range";
+                self.target.run_in(doing, command.clone(), session).await?;
+                return Ok(());
+            }
+            Work::Insert {
+                command,
+                careful,
+                count,
+            } => (command, careful, *count),
+        };
+        let doing = "insert documents";
+        let reply = self.target.run_in(doing, command.clone(), session).await?;
+        if u64::try_from(number(&reply, "n")) != Ok(count) {
+            return Err(Error::Reply {
+                side: Side::Target,
+                doing,
+                what: "not all documents were inserted".into(),
+            });
+        }
+        for document in careful {
+            let Some(id) = find(document, b"_id") else {
+                continue;
+            };
+            // A plain insert has set the empty timestamp to now; this puts it right.
+            for command in put(&job.name, &Value::of(id), document, self.abilities) {
+                self.target.run_in(doing, command.body, session).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Runs `work` in a transaction that is fenced by the range; again if the server asks for it.
-    async fn transaction(
-        &self,
-        job: &Job,
-        session: &mut ClientSession,
-        work: impl AsyncFn(&mut ClientSession) -> Result<()>,
-    ) -> Result<()> {
+    async fn transaction(&self, job: &Job, session: &mut ClientSession, work: &Work) -> Result<()> {
         let mut pause = BACKOFF.0;
         loop {
             let options = TransactionOptions::builder()
@@ -362,7 +385,7 @@ impl Lane {
                 .with_options(options)
                 .await
                 .map_err(Error::driver(Side::Target, "start a transaction"))?;
-            let worked = match work(session).await {
+            let worked = match self.carry_out(job, work, session).await {
                 Ok(()) => self.fence(job, session).await,
                 Err(error) => Err(error),
             };

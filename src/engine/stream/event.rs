@@ -77,6 +77,8 @@ pub struct Transaction {
 /// A change event, borrowed from its reply.
 #[derive(Clone, Debug)]
 pub struct Event<'a> {
+    /// All its bytes.
+    pub raw: &'a RawDocument,
     /// What happened.
     pub operation: Operation,
     /// Its name as sent, for messages.
@@ -131,6 +133,7 @@ impl TransactionRef<'_> {
 /// Says which part is missing or malformed.
 pub fn parse(event: &RawDocument) -> Result<Event<'_>, &'static str> {
     let mut parsed = Event {
+        raw: event,
         operation: Operation::Other,
         operation_name: "",
         token: event,
