@@ -1,0 +1,1 @@
+//! Finds or builds the programs of a control plane.
