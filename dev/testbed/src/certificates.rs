@@ -76,11 +76,12 @@ impl Authority {
         self.sign(params)
     }
 
-    /// A certificate for a client: its name, and the groups that Kubernetes reads from it.
-    pub fn client(&self, name: &str, groups: &[&str]) -> Result<Certificate> {
+    /// A certificate for a client: its name, and its organization, which Kubernetes takes for
+    /// the user's group.
+    pub fn client(&self, name: &str, organization: Option<&str>) -> Result<Certificate> {
         let mut subject = DistinguishedName::new();
-        for group in groups {
-            subject.push(DnType::OrganizationName, *group);
+        if let Some(organization) = organization {
+            subject.push(DnType::OrganizationName, organization);
         }
         subject.push(DnType::CommonName, name);
         let mut params = params(subject);

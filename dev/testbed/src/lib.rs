@@ -10,8 +10,9 @@
 //!
 //! The map:
 //!
-//! - [`ReplicaSet`], [`Standalone`], [`Node`]: MongoDB (`mongod/`)
-//! - [`Authority`]: certificates made on the spot (`certificates.rs`)
+//! - `mongod/`: MongoDB, as [`ReplicaSet`] or [`Standalone`], made of [`Node`]s
+//! - `control_plane/`: Kubernetes, as [`ControlPlane`]
+//! - `certificates.rs`: certificates made on the spot by an [`Authority`]
 //! - `tools/`: where the servers' programs come from
 //! - `cache.rs`: the cache of programs, shared by all processes of a user
 //! - `process.rs`, `spawn.rs`, `scratch.rs`, `port.rs`: processes, temporary folders and ports
@@ -19,6 +20,7 @@
 
 mod cache;
 mod certificates;
+mod control_plane;
 mod error;
 mod mongod;
 mod port;
@@ -30,7 +32,8 @@ mod tools;
 
 pub use cache::cache_folder;
 pub use certificates::{Authority, Certificate};
+pub use control_plane::{ControlPlane, ControlPlaneBuilder, Output};
 pub use error::{Error, Result};
 pub use mongod::{Builder, Node, ROOT_PASSWORD, ROOT_USER, ReplicaSet, Standalone};
 pub use scratch::scratch_root;
-pub use tools::mongod::Version;
+pub use tools::{kubernetes::Program, mongod::Version};

@@ -144,7 +144,7 @@ impl Options {
         let tls = if self.tls {
             let authority = Authority::new("testbed mongod authority")?;
             let server = authority.server("testbed mongod", &[])?;
-            let client = authority.client("testbed", &["testbed clients"])?;
+            let client = authority.client("testbed", Some("testbed clients"))?;
             Some(TlsFiles {
                 ca: write_secret(folder, "ca.pem", authority.certificate())?,
                 server: write_secret(folder, "server.pem", &server.combined())?,

