@@ -40,7 +40,15 @@ pub(crate) fn item(
     file: Option<&str>,
     make: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<PathBuf> {
-    let cache = cache_folder()?;
+    item_in(&cache_folder()?, tool, file, make)
+}
+
+fn item_in(
+    cache: &Path,
+    tool: &str,
+    file: Option<&str>,
+    make: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
     let path = match file {
         Some(file) => cache.join(tool).join(file),
         None => cache.join(tool),
@@ -48,18 +56,18 @@ pub(crate) fn item(
     if path.exists() {
         return Ok(path);
     }
-    let parent = path.parent().unwrap_or(&cache);
+    let parent = path.parent().unwrap_or(cache);
     fs::create_dir_all(parent).context(|| format!("make {}", parent.display()))?;
-    let _lock = lock(&cache, tool)?;
+    let _lock = lock(cache, tool)?;
     if path.exists() {
         return Ok(path);
     }
     let unfinished = format!(".unfinished-{tool}-");
     // Whoever made these held the lock, which is ours now: they died on the way.
-    remove_stale(&cache, &unfinished);
+    remove_stale(cache, &unfinished);
     let work = tempfile::Builder::new()
         .prefix(&unfinished)
-        .tempdir_in(&cache)
+        .tempdir_in(cache)
         .context(|| format!("make a folder in {}", cache.display()))?;
     let made = work.path().join(file.unwrap_or(tool));
     make(&made)?;
@@ -101,5 +109,68 @@ fn remove_stale(cache: &Path, prefix: &str) {
             // Only tidying up: what stays costs space, nothing else.
             let _ = fs::remove_dir_all(entry.path());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    fn broken() -> Error {
+        Error::NotRunning("it".into())
+    }
+
+    #[test]
+    fn of_several_who_want_an_item_one_makes_it() {
+        let cache = tempfile::tempdir().unwrap();
+        let made = AtomicUsize::new(0);
+        let want = || {
+            let path = item_in(cache.path(), "tool-1", Some("program"), |path| {
+                made.fetch_add(1, Ordering::SeqCst);
+                fs::write(path, "half").unwrap();
+                thread::sleep(Duration::from_millis(50));
+                fs::write(path, "whole").unwrap();
+                Ok(())
+            });
+            assert_eq!(fs::read_to_string(path.unwrap()).unwrap(), "whole");
+        };
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(want);
+            }
+        });
+        assert_eq!(made.into_inner(), 1);
+    }
+
+    #[test]
+    fn what_failed_half_way_is_not_in_the_cache_and_is_made_anew() {
+        let cache = tempfile::tempdir().unwrap();
+        let failed = item_in(cache.path(), "tool-1", None, |path| {
+            fs::create_dir(path).unwrap();
+            Err(broken())
+        });
+        assert!(failed.is_err());
+        assert!(!cache.path().join("tool-1").exists());
+        let path = item_in(cache.path(), "tool-1", None, |path| {
+            fs::create_dir(path).context(|| "make it".into())
+        });
+        assert!(path.unwrap().is_dir());
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_removed() {
+        let cache = tempfile::tempdir().unwrap();
+        let left = cache.path().join(".unfinished-tool-1-x");
+        let others = cache.path().join(".unfinished-tool-2-x");
+        fs::create_dir(&left).unwrap();
+        fs::create_dir(&others).unwrap();
+        item_in(cache.path(), "tool-1", Some("program"), |path| {
+            fs::write(path, "").context(|| "make it".into())
+        })
+        .unwrap();
+        assert!(!left.exists());
+        assert!(others.exists());
     }
 }

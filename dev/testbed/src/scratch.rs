@@ -14,8 +14,10 @@ use crate::error::{Context, Result};
 
 /// Removes the folder `$0` when its standard input ends, that is when the process that holds
 /// the other end is gone. Servers that are being killed may still hold files for a moment.
+/// `read` is built into the shell, so nothing but that end can start the removal.
 const WATCHDOG: &str = r#"
-cat >/dev/null
+PATH=/usr/bin:/bin:$PATH
+while read -r line; do :; done
 for attempt in 1 2 3 4 5 6 7 8 9 10; do
     rm -rf -- "$0" && [ ! -e "$0" ] && exit 0
     sleep 0.2
@@ -33,7 +35,7 @@ struct Root {
 static ROOT: LazyLock<io::Result<Root>> = LazyLock::new(|| {
     let prefix = format!("mongomirror-testbed-{}-", std::process::id());
     let path = tempfile::Builder::new().prefix(&prefix).tempdir()?.keep();
-    let watchdog = Command::new("sh")
+    let watchdog = Command::new("/bin/sh")
         .args(["-c", WATCHDOG])
         .arg(&path)
         .stdin(Stdio::piped())

@@ -155,11 +155,10 @@ impl ReplicaSet {
         loop {
             match self.primary().await {
                 Ok(index) if Some(index) != old => return Ok(index),
-                _ if deadline.is_over() => {
-                    let reason = "no primary was elected".into();
-                    return Err(deadline.error(self.title(), reason, self.log_tail()));
+                _ => {
+                    self.go_on_waiting(&deadline, "no primary was elected")
+                        .await?
                 }
-                _ => sleep(ASK_EVERY).await,
             }
         }
     }
@@ -178,15 +177,21 @@ impl ReplicaSet {
             {
                 return Ok(primary);
             }
-            for node in self.nodes.iter().filter(|node| node.is_running()) {
-                node.check_alive()?;
-            }
-            if deadline.is_over() {
-                let reason = "not every member is primary or secondary".into();
-                return Err(deadline.error(self.title(), reason, self.log_tail()));
-            }
-            sleep(ASK_EVERY).await;
+            let reason = "not every member is primary or secondary";
+            self.go_on_waiting(&deadline, reason).await?;
         }
+    }
+
+    async fn go_on_waiting(&self, deadline: &Deadline, reason: &str) -> Result<()> {
+        // A member that a test has ended is no reason to give up; one that crashed is.
+        for node in self.nodes.iter().filter(|node| node.pid().is_some()) {
+            node.check_alive()?;
+        }
+        if deadline.is_over() {
+            return Err(deadline.error(self.title(), reason.into(), self.log_tail()));
+        }
+        sleep(ASK_EVERY).await;
+        Ok(())
     }
 
     /// Makes the primary step down, and returns the next one. A set of one member has the same
