@@ -1,1 +1,39 @@
+//! Real MongoDB servers and a real Kubernetes control plane for tests, benches and the demo.
+//!
+//! ```no_run
+//! # async fn example() -> testbed::Result<()> {
+//! let set = testbed::ReplicaSet::builder().nodes(3).auth(true).start().await?;
+//! let client = set.client().await?;
+//! set.step_down().await?;
+//! # Ok(()) }
+//! ```
+//!
+//! The map:
+//!
+//! - `mongod/`: MongoDB, as [`ReplicaSet`] or [`Standalone`], made of [`Node`]s
+//! - `control_plane/`: Kubernetes, as [`ControlPlane`]
+//! - `certificates.rs`: certificates made on the spot by an [`Authority`]
+//! - `tools/`: where the servers' programs come from
+//! - `cache.rs`: the cache of programs, shared by all processes of a user
+//! - `process.rs`, `spawn.rs`, `scratch.rs`, `port.rs`: processes, temporary folders and ports
+//!   that are gone in the end, whichever way a test ends
 
+mod cache;
+mod certificates;
+mod control_plane;
+mod error;
+mod mongod;
+mod port;
+mod process;
+mod progress;
+mod scratch;
+mod spawn;
+mod tools;
+
+pub use cache::cache_folder;
+pub use certificates::{Authority, Certificate};
+pub use control_plane::{ControlPlane, ControlPlaneBuilder, Output};
+pub use error::{Error, Result};
+pub use mongod::{Builder, Node, ROOT_PASSWORD, ROOT_USER, ReplicaSet, Standalone};
+pub use scratch::scratch_root;
+pub use tools::{kubernetes::Program, mongod::Version};

@@ -1,0 +1,273 @@
+//! A server process: started, signalled, ended by its id, and never left behind.
+
+use std::{
+    ffi::OsString,
+    fs::{self, OpenOptions},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{self, Signal},
+    unistd::Pid,
+};
+
+use crate::{
+    error::{Context, Error, Result},
+    spawn,
+};
+
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// How long a server may take to end in its own way before it is killed.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How much of a log is printed when a test panics: the last lines, each cut.
+const TAIL_LINES: usize = 40;
+const LINE_LIMIT: usize = 400;
+
+/// How to start a server. Kept, so that it can be started again on the same data.
+#[derive(Debug)]
+pub(crate) struct Recipe {
+    /// What people call it, for example "mongod 1 of rs0".
+    pub(crate) name: String,
+    pub(crate) program: PathBuf,
+    pub(crate) arguments: Vec<OsString>,
+    pub(crate) environment: Vec<(OsString, OsString)>,
+    /// Where its output goes.
+    pub(crate) log: PathBuf,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    child: Option<Child>,
+    paused: bool,
+}
+
+/// A server that can be started, signalled and started again.
+#[derive(Debug)]
+pub(crate) struct Server {
+    recipe: Recipe,
+    state: Mutex<State>,
+}
+
+impl Server {
+    pub(crate) fn new(recipe: Recipe) -> Self {
+        Self {
+            recipe,
+            state: Mutex::default(),
+        }
+    }
+
+    /// A panic while the lock was held leaves nothing half-done: the state is two plain fields.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.recipe.name
+    }
+
+    pub(crate) fn log_path(&self) -> &Path {
+        &self.recipe.log
+    }
+
+    /// Starts it, unless it runs already.
+    pub(crate) fn start(&self) -> Result<()> {
+        let mut state = self.state();
+        if state.child.is_some() {
+            return Ok(());
+        }
+        let Recipe {
+            name,
+            program,
+            arguments,
+            environment,
+            log,
+        } = &self.recipe;
+        let output = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(log)
+            .context(|| format!("open {}", log.display()))?;
+        let errors = output.try_clone().context(|| "share a log file".into())?;
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .envs(environment.iter().map(|(key, value)| (key, value)))
+            .stdin(Stdio::null())
+            .stdout(output)
+            .stderr(errors);
+        state.child = Some(spawn::spawn(command).context(|| format!("start {name}"))?);
+        state.paused = false;
+        Ok(())
+    }
+
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.state().child.as_ref().map(Child::id)
+    }
+
+    /// Runs, and is not paused: it can be expected to answer.
+    pub(crate) fn answers(&self) -> bool {
+        let state = self.state();
+        state.child.is_some() && !state.paused
+    }
+
+    /// Fails if it ended although nobody asked it to.
+    pub(crate) fn check_alive(&self) -> Result<()> {
+        let status = {
+            let mut state = self.state();
+            let Some(child) = &mut state.child else {
+                return Err(Error::NotRunning(self.recipe.name.clone()));
+            };
+            let Some(status) = poll(child, &self.recipe.name)? else {
+                return Ok(());
+            };
+            state.child = None;
+            status
+        };
+        Err(Error::Died {
+            what: self.recipe.name.clone(),
+            status: status.to_string(),
+            log: self.log_tail(),
+        })
+    }
+
+    fn signal(&self, state: &State, signal: Signal) -> Result<()> {
+        let child = state
+            .child
+            .as_ref()
+            .ok_or_else(|| Error::NotRunning(self.recipe.name.clone()))?;
+        send(child, signal).context(|| format!("send {signal} to {}", self.recipe.name))
+    }
+
+    /// Freezes it (SIGSTOP): connections stay open, nothing answers.
+    pub(crate) fn pause(&self) -> Result<()> {
+        let mut state = self.state();
+        self.signal(&state, Signal::SIGSTOP)?;
+        state.paused = true;
+        Ok(())
+    }
+
+    /// Lets it go on (SIGCONT).
+    pub(crate) fn resume(&self) -> Result<()> {
+        let mut state = self.state();
+        self.signal(&state, Signal::SIGCONT)?;
+        state.paused = false;
+        Ok(())
+    }
+
+    /// Ends it at once (SIGKILL), as a crash would.
+    pub(crate) async fn kill(&self) -> Result<()> {
+        self.signal(&self.state(), Signal::SIGKILL)?;
+        self.wait_for_end().await
+    }
+
+    /// Ends it in its own way (SIGTERM); kills it if that takes too long.
+    pub(crate) async fn stop(&self) -> Result<()> {
+        {
+            let state = self.state();
+            self.signal(&state, Signal::SIGTERM)?;
+            if state.paused {
+                self.signal(&state, Signal::SIGCONT)?;
+            }
+        }
+        match tokio::time::timeout(PATIENCE, self.wait_for_end()).await {
+            Ok(ended) => ended,
+            Err(_too_long) => self.kill().await,
+        }
+    }
+
+    async fn wait_for_end(&self) -> Result<()> {
+        loop {
+            {
+                let mut state = self.state();
+                let Some(child) = &mut state.child else {
+                    return Ok(());
+                };
+                if poll(child, &self.recipe.name)?.is_some() {
+                    state.child = None;
+                    return Ok(());
+                }
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// The end of its log, cut to what a person reads.
+    pub(crate) fn log_tail(&self) -> String {
+        log_tail(&self.recipe.log)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            // `eprintln!` on purpose: the test harness shows it with the test that failed.
+            eprintln!(
+                "--- the end of the log of {}:\n{}",
+                self.recipe.name,
+                self.log_tail()
+            );
+        }
+        if let Some(mut child) = self.state().child.take() {
+            // It can fail only if the process has ended already; wait() settles both cases.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn poll(child: &mut Child, name: &str) -> Result<Option<ExitStatus>> {
+    child.try_wait().context(|| format!("wait for {name}"))
+}
+
+fn send(child: &Child, signal: Signal) -> std::io::Result<()> {
+    // Process ids of Linux are below 2^22, and a child that was not waited for keeps its own.
+    let pid = Pid::from_raw(child.id() as i32);
+    Ok(signal::kill(pid, signal)?)
+}
+
+fn log_tail(path: &Path) -> String {
+    let text = match fs::read(path) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(error) => return format!("(no log: {error})"),
+    };
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(TAIL_LINES)..]
+        .iter()
+        .map(|line| match line.char_indices().nth(LINE_LIMIT) {
+            Some((end, _)) => format!("{}…\n", &line[..end]),
+            None => format!("{line}\n"),
+        })
+        .collect()
+}
+
+/// A moment until which something is waited for.
+pub(crate) struct Deadline {
+    begun: Instant,
+    patience: Duration,
+}
+
+impl Deadline {
+    pub(crate) fn after(patience: Duration) -> Self {
+        Self {
+            begun: Instant::now(),
+            patience,
+        }
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.begun.elapsed() >= self.patience
+    }
+
+    pub(crate) fn error(&self, what: impl Into<String>, reason: String, log: String) -> Error {
+        Error::NotReady {
+            what: what.into(),
+            waited: self.begun.elapsed(),
+            reason,
+            log,
+        }
+    }
+}
