@@ -18,8 +18,19 @@ use mongomirror::runner::MirrorHandle;
 /// Longest wait for anything in a test; reaching it is a failure.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
+/// Shows the product's log lines of a test that fails.
+pub fn show_logs() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| "mongomirror=info".into());
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_test_writer()
+        .try_init();
+}
+
 /// A mirror of `database` into `<database>_backup`.
 pub fn config(source: &str, target: &str, database: &str) -> MirrorConfig {
+    show_logs();
     let endpoint = |uri: &str, database: String| Endpoint {
         uri: ConnectionUri::parse(uri).expect("the test bed's own string"),
         database,
