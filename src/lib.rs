@@ -1,4 +1,5 @@
 //! MongoMirror keeps a second MongoDB database exactly equal to the first one, live.
 
 pub mod engine;
+pub mod resource;
 pub mod runner;
