@@ -27,6 +27,10 @@ pub struct MongoMirrorStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub db_name: Option<String>,
 
+    /// The source database's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_db_name: Option<String>,
+
     /// How far the target is behind the source, for people: `0s`, `38ms`, `2m10s`; `unknown`
     /// while it cannot be told, as in a paused mirror.
     #[serde(default = "unknown")]
@@ -88,6 +92,7 @@ impl Default for MongoMirrorStatus {
             enabled: None,
             connected: false,
             db_name: None,
+            source_db_name: None,
             lag: unknown(),
             lag_milliseconds: None,
             phase: Phase::default(),

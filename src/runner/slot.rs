@@ -120,10 +120,17 @@ impl Slot {
         self.registry.remove(&self.key);
     }
 
-    /// Stops the mirror, if one runs; it stays listed as it was last.
-    pub async fn stop(&mut self) {
+    async fn stop(&mut self) {
         if let Some(running) = self.running.take() {
             self.last = running.handle.stop().await;
+        }
+    }
+
+    /// Stops the mirror, if one runs; it stays listed with `problem`.
+    pub async fn rest(&mut self, problem: Problem) {
+        self.stop().await;
+        if let Some(names) = self.names.clone() {
+            self.list(Desired::Refused { problem }, names);
         }
     }
 
