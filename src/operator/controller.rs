@@ -26,12 +26,11 @@ use super::publish::Publisher;
 use super::report;
 use super::secrets::{self, SecretError, SecretReader, SecretVersions};
 use crate::engine::progress::Problem;
-use crate::resource::validation::{target_database, validate};
 use crate::resource::{MongoMirror, MongoMirrorSpec, MongoMirrorStatus};
 use crate::runner::decide::Desired;
 use crate::runner::registry::{MirrorKey, Registry};
 use crate::runner::slot::{Names, Slot};
-use crate::runner::translate::{Secrets, problem, translate};
+use crate::runner::translate::{Secrets, desired, problem};
 
 /// Everything is looked at again after this long, should an event have been missed.
 const RESYNC: Duration = Duration::from_secs(120);
@@ -304,30 +303,9 @@ fn validated(key: &MirrorKey, dereferenced: Dereferenced) -> Option<Validated> {
             secrets,
         } => (identity, spec, secrets),
     };
-    let names = Names {
-        enabled: spec.enabled,
-        source_database: spec.source.database.clone(),
-        target_database: target_database(&spec),
-    };
-    let desired = match validate(&spec) {
-        Err(error) => Desired::Refused {
-            problem: error.into(),
-        },
-        Ok(spec) if !spec.enabled => Desired::Paused { spec },
-        Ok(spec) => {
-            let config = secrets.and_then(|secrets| Ok(translate(key, &spec, &secrets)?));
-            match config {
-                Ok(config) => Desired::Running {
-                    spec,
-                    config: Box::new(config),
-                },
-                Err(problem) => Desired::Unavailable { spec, problem },
-            }
-        }
-    };
     Some(Validated {
         identity,
-        desired,
-        names,
+        names: Names::from(&*spec),
+        desired: desired(key, &spec, secrets),
     })
 }

@@ -68,9 +68,7 @@ pub struct MongoMirrorStatus {
     #[schemars(length(max = 100))]
     pub unsupported: Vec<UnsupportedStatus>,
 
-    /// How updates that a plain $set cannot express reach the target. InternalDelta: as the
-    /// server's own deltas. Refetch: the changed documents are read again from the source,
-    /// because the servers refuse those deltas.
+    /// How the harder updates reach the target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub apply_form: Option<ApplyForm>,
 
@@ -133,7 +131,9 @@ pub enum Phase {
     Failed,
 }
 
-/// How updates that a plain `$set` cannot express reach the target.
+/// How updates that a plain `$set` cannot express reach the target. InternalDelta: as the server's
+/// own deltas. Refetch: the changed documents are read again from the source, because the servers
+/// refuse those deltas.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ApplyForm {
     /// As the server's own deltas.

@@ -6,7 +6,8 @@ use super::MirrorHandle;
 use super::decide::{Current, Decision, Desired, Why, decide};
 use super::registry::{Feed, Listing, MirrorKey, Registry};
 use crate::engine::progress::{Link, Phase, Problem, Progress};
-use crate::resource::validation::ValidSpec;
+use crate::resource::MongoMirrorSpec;
+use crate::resource::validation::{ValidSpec, target_database};
 
 /// One mirror's place. At most one mirror runs in it.
 ///
@@ -37,12 +38,13 @@ pub struct Names {
     pub target_database: String,
 }
 
-impl From<&ValidSpec> for Names {
-    fn from(spec: &ValidSpec) -> Self {
+/// Of any spec, be it valid or not.
+impl From<&MongoMirrorSpec> for Names {
+    fn from(spec: &MongoMirrorSpec) -> Self {
         Self {
             enabled: spec.enabled,
             source_database: spec.source.database.clone(),
-            target_database: spec.target.database.clone(),
+            target_database: target_database(spec),
         }
     }
 }

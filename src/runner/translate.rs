@@ -7,12 +7,13 @@ use std::time::SystemTime;
 
 use thiserror::Error;
 
+use super::decide::Desired;
 use super::registry::MirrorKey;
 use crate::engine::config::{Endpoint, Limits, MirrorConfig};
 use crate::engine::connection::uri::{ConnectionUri, UriError};
 use crate::engine::progress::Problem;
 use crate::engine::selection::{Selection, SelectionError};
-use crate::resource::spec::SecretKeyRef;
+use crate::resource::spec::{MongoMirrorSpec, SecretKeyRef};
 use crate::resource::validation::{self, SpecError, ValidSide, ValidSpec};
 
 /// What a Secret holds. `Debug` shows the keys only.
@@ -161,6 +162,32 @@ pub fn translate(
         selection: Selection::new(spec.include.clone(), spec.exclude.clone())?,
         limits: Limits::default(),
     })
+}
+
+/// What a spec asks for, given its Secrets or why they cannot be had.
+pub fn desired(
+    key: &MirrorKey,
+    spec: &MongoMirrorSpec,
+    secrets: Result<Secrets, Problem>,
+) -> Desired {
+    let spec = match validation::validate(spec) {
+        Ok(spec) => spec,
+        Err(error) => {
+            return Desired::Refused {
+                problem: error.into(),
+            };
+        }
+    };
+    if !spec.enabled {
+        return Desired::Paused { spec };
+    }
+    match secrets.and_then(|secrets| Ok(translate(key, &spec, &secrets)?)) {
+        Ok(config) => Desired::Running {
+            spec,
+            config: Box::new(config),
+        },
+        Err(problem) => Desired::Unavailable { spec, problem },
+    }
 }
 
 fn endpoint(
