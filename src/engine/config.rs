@@ -38,6 +38,8 @@ pub struct Limits {
     pub copy_lanes: usize,
     /// Bytes of data in one range of the copy.
     pub range_bytes: u64,
+    /// Whether the servers' internal deltas may be used; if not, changed documents are read again.
+    pub internal_delta: bool,
 }
 
 impl Default for Limits {
@@ -46,6 +48,7 @@ impl Default for Limits {
             memory_bytes: 64 << 20,
             copy_lanes: 3,
             range_bytes: 64 << 20,
+            internal_delta: true,
         }
     }
 }

@@ -1,3 +1,5 @@
 //! From a connection string to a probed server.
 
+pub mod client;
+pub mod probe;
 pub mod uri;

@@ -199,6 +199,8 @@ impl Options {
         if access.auth && set.is_none() {
             arguments.push("--auth".into());
         }
+        // Without a line for every connection, the end of the log tells what happened.
+        arguments.push("--quiet".into());
         // Its socket would stay in the system's temporary folder after a kill -9.
         arguments.push("--nounixsocket".into());
         arguments.extend(self.arguments.iter().cloned());

@@ -78,11 +78,7 @@ impl Node {
 
     /// Its answer to `hello`.
     pub async fn hello(&self) -> Result<Document> {
-        if !self.server.answers() {
-            return Err(Error::NotRunning(self.server.name().into()));
-        }
-        let client = self.anonymous().await?;
-        hello(&client, self.server.name()).await
+        Probe::default().hello(self).await
     }
 
     /// Whether it is the writable primary.
@@ -145,22 +141,22 @@ impl Node {
         let deadline = Deadline::after(PATIENCE);
         // The driver waits half a second after a refused connection, so knock first.
         while let Err(error) = TcpStream::connect(self.address()).await {
-            self.server.check_alive()?;
-            if deadline.is_over() {
-                return Err(deadline.error(self.server.name(), error.to_string(), self.log_tail()));
-            }
-            sleep(ASK_EVERY).await;
+            self.go_on_waiting(&deadline, error.to_string()).await?;
         }
-        loop {
-            let Err(error) = self.hello().await else {
-                return Ok(());
-            };
-            self.server.check_alive()?;
-            if deadline.is_over() {
-                return Err(deadline.error(self.server.name(), error.to_string(), self.log_tail()));
-            }
-            sleep(ASK_EVERY).await;
+        let mut probe = Probe::default();
+        while let Err(error) = probe.hello(self).await {
+            self.go_on_waiting(&deadline, error.to_string()).await?;
         }
+        Ok(())
+    }
+
+    async fn go_on_waiting(&self, deadline: &Deadline, reason: String) -> Result<()> {
+        self.server.check_alive()?;
+        if deadline.is_over() {
+            return Err(deadline.error(self.server.name(), reason, self.log_tail()));
+        }
+        sleep(ASK_EVERY).await;
+        Ok(())
     }
 
     pub(super) fn check_alive(&self) -> Result<()> {
@@ -182,17 +178,38 @@ impl Node {
     }
 }
 
-pub(super) async fn hello(client: &Client, name: &str) -> Result<Document> {
-    let database = client.database("admin");
-    let answer = database.run_command(doc! {"hello": 1});
-    match tokio::time::timeout(ANSWER_WITHIN, answer.into_future()).await {
-        Ok(answer) => answer.context(|| format!("ask {name} for its state")),
-        Err(_) => Err(Error::NotReady {
-            what: name.into(),
-            waited: ANSWER_WITHIN,
-            reason: "no answer to hello".into(),
-            log: String::new(),
-        }),
+/// Asks one node for its state, over one connection as long as the node answers.
+#[derive(Default)]
+pub(super) struct Probe {
+    client: Option<Client>,
+}
+
+impl Probe {
+    pub(super) async fn hello(&mut self, node: &Node) -> Result<Document> {
+        let name = node.server.name();
+        if !node.server.answers() {
+            return Err(Error::NotRunning(name.into()));
+        }
+        let client = match self.client.take() {
+            Some(client) => client,
+            None => node.anonymous().await?,
+        };
+        let database = client.database("admin");
+        let answer = database.run_command(doc! {"hello": 1});
+        let answer = match tokio::time::timeout(ANSWER_WITHIN, answer.into_future()).await {
+            Ok(answer) => answer.context(|| format!("ask {name} for its state"))?,
+            Err(_) => {
+                return Err(Error::NotReady {
+                    what: name.into(),
+                    waited: ANSWER_WITHIN,
+                    reason: "no answer to hello".into(),
+                    log: node.log_tail(),
+                });
+            }
+        };
+        // Kept only now: after an error the next question gets a new connection.
+        self.client = Some(client);
+        Ok(answer)
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use super::{
     access::{self, SharedAccess},
     builder::{Builder, Options},
-    node::{self, ASK_EVERY, Node, PATIENCE},
+    node::{self, ASK_EVERY, Node, PATIENCE, Probe},
 };
 use crate::{
     certificates::{Authority, write_secret},
@@ -113,32 +113,27 @@ impl ReplicaSet {
 
     /// Which member is the primary right now.
     pub async fn primary(&self) -> Result<usize> {
-        // A former primary that was paused may not know yet: the latest election counts.
-        let latest = self
-            .states()
-            .await
-            .into_iter()
-            .filter(|(_, hello)| node::is_primary(hello));
-        latest
-            .max_by_key(|(_, hello)| hello.get_object_id("electionId").map(|id| id.bytes()).ok())
-            .map(|(index, _)| index)
-            .ok_or(Error::NoPrimary)
+        primary(&self.states(&mut self.probes()).await).ok_or(Error::NoPrimary)
     }
 
     /// Which members are secondaries right now.
     pub async fn secondaries(&self) -> Vec<usize> {
-        let states = self.states().await;
+        let states = self.states(&mut self.probes()).await;
         let secondaries = states
             .into_iter()
             .filter(|(_, hello)| node::is_secondary(hello));
         secondaries.map(|(index, _)| index).collect()
     }
 
+    fn probes(&self) -> Vec<Probe> {
+        self.nodes.iter().map(|_| Probe::default()).collect()
+    }
+
     /// What every member that answers says of itself.
-    async fn states(&self) -> Vec<(usize, Document)> {
+    async fn states(&self, probes: &mut [Probe]) -> Vec<(usize, Document)> {
         let mut states = Vec::new();
-        for (index, node) in self.nodes.iter().enumerate() {
-            if let Ok(hello) = node.hello().await {
+        for (index, (node, probe)) in self.nodes.iter().zip(probes).enumerate() {
+            if let Ok(hello) = probe.hello(node).await {
                 states.push((index, hello));
             }
         }
@@ -152,9 +147,10 @@ impl ReplicaSet {
 
     async fn wait_for_primary_other_than(&self, old: Option<usize>) -> Result<usize> {
         let deadline = Deadline::after(PATIENCE);
+        let mut probes = self.probes();
         loop {
-            match self.primary().await {
-                Ok(index) if Some(index) != old => return Ok(index),
+            match primary(&self.states(&mut probes).await) {
+                Some(index) if Some(index) != old => return Ok(index),
                 _ => {
                     self.go_on_waiting(&deadline, "no primary was elected")
                         .await?
@@ -166,14 +162,13 @@ impl ReplicaSet {
     /// Waits until every member that runs is the primary or a secondary. Returns the primary.
     pub async fn wait_until_settled(&self) -> Result<usize> {
         let deadline = Deadline::after(PATIENCE);
+        let mut probes = self.probes();
         loop {
             let running = self.nodes.iter().filter(|node| node.is_running()).count();
-            let states = self.states().await;
-            let settled = |(_, hello): &&(usize, Document)| {
-                node::is_primary(hello) || node::is_secondary(hello)
-            };
-            if states.iter().filter(settled).count() == running
-                && let Ok(primary) = self.primary().await
+            let mut states = self.states(&mut probes).await;
+            states.retain(|(_, hello)| node::is_primary(hello) || node::is_secondary(hello));
+            if let Some(primary) = primary(&states)
+                && states.len() == running
             {
                 return Ok(primary);
             }
@@ -323,6 +318,16 @@ impl ReplicaSet {
             "settings": settings,
         }
     }
+}
+
+/// The primary among members that say what they are. A former one that was paused may not know
+/// yet that it is none any more: the latest election counts.
+fn primary(states: &[(usize, Document)]) -> Option<usize> {
+    states
+        .iter()
+        .filter(|(_, hello)| node::is_primary(hello))
+        .max_by_key(|(_, hello)| hello.get_object_id("electionId").map(|id| id.bytes()).ok())
+        .map(|(index, _)| *index)
 }
 
 /// What the members of a set with authentication share.

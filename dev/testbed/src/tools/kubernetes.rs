@@ -133,10 +133,8 @@ fn build(release: &Release, package: &str, program: &Path) -> Result<()> {
         .arg("-o")
         .arg(program)
         .arg(package);
-    let what = format!(
-        "building {package} {} (once; minutes on a small machine)",
-        release.version
-    );
+    let name = program.file_name().unwrap_or_default().to_string_lossy();
+    let what = format!("building {name} {} (takes minutes, once)", release.version);
     progress::run(&what, command)
 }
 

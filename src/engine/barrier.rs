@@ -1,0 +1,302 @@
+//! Collection and index commands in the stream.
+//!
+//! Everything before the command is on the target when it is carried out, nothing behind it is.
+//! Collections are addressed by UUID, and every step is idempotent by state, so a command that is
+//! met again after a crash changes nothing.
+
+use bson::{Document, RawDocument, doc};
+
+use super::apply::ddl;
+use super::apply::gather::CollectionIndex;
+use super::catalog::{is_collated, target_index, target_options, unsupported_options};
+use super::error::{Error, Result};
+use super::owner::{Owner, malformed};
+use super::plan::name_as_uuid;
+use super::position::{Position, ResumeToken, StartPoint};
+use super::state::CatalogEntry;
+use super::stream::event::{Event, Operation, parse};
+
+impl Owner<'_> {
+    /// Carries out the command that the reply in hand is at.
+    pub(super) async fn barrier(&mut self) -> Result<()> {
+        debug_assert!(
+            self.gathered_is_empty(),
+            "a barrier follows a drained batch"
+        );
+        let Some((reply, place)) = self.take_reply() else {
+            return Ok(());
+        };
+        let Some(raw) = reply.events().nth(place) else {
+            return Ok(());
+        };
+        let event = parse(raw).map_err(malformed)?;
+        self.carry_out(&event).await?;
+        let position = Position {
+            time: event.time,
+            start: StartPoint::After(ResumeToken::from_raw(event.token)),
+        };
+        self.pass_barrier(reply, place, position);
+        Ok(())
+    }
+
+    async fn carry_out(&mut self, event: &Event<'_>) -> Result<()> {
+        tracing::info!(
+            mirror = %self.mirror_name(),
+            command = event.operation_name,
+            collection = event.collection,
+            "source changed its collections"
+        );
+        match event.operation {
+            Operation::Create => self.created(event).await,
+            Operation::Drop => self.dropped(event).await,
+            Operation::Rename => self.renamed(event).await,
+            Operation::Modify => self.modified(event).await,
+            Operation::CreateIndexes => self.indexes_created(event).await,
+            Operation::DropIndexes => self.indexes_dropped(event).await,
+            // The collections' own drops came before; an invalidate only ends the cursor.
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a name takes part. Names that the server gives to collections it is about to
+    /// rename do: their content would be missed otherwise (`facts` mongodb 1.9).
+    fn takes_part(&self, name: &str) -> bool {
+        let temporary = name.starts_with("tmp.agg_out.")
+            || (name.starts_with("tmp")
+                && (name.contains(".renameCollection") || name.contains(".convertToCapped.")));
+        temporary || self.config().selection.selects(name)
+    }
+
+    fn known(&self, event: &Event<'_>) -> Option<CollectionIndex> {
+        let uuid = event.uuid.as_ref()?;
+        self.plan.catalog.find(uuid)
+    }
+
+    async fn created(&mut self, event: &Event<'_>) -> Result<()> {
+        let name = event.collection;
+        if !self.takes_part(name) || name.starts_with("system.") || self.known(event).is_some() {
+            return Ok(());
+        }
+        let options = description(event)?;
+        let view_on = options.get_str("viewOn").unwrap_or_default();
+        let is_bucket_view = view_on.starts_with("system.buckets.");
+        let kind = if is_bucket_view {
+            "timeseries"
+        } else {
+            "collection"
+        };
+        if let Some(reason) = unsupported_options(kind, &options) {
+            let uuid = event.uuid.unwrap_or_else(|| name_as_uuid(name));
+            self.plan.catalog.leave_out(uuid, name, reason);
+            return Ok(());
+        }
+        // What is called so on the target is not this collection: the source's name was free.
+        if event.uuid.is_some() {
+            if let Some(old) = self.plan.catalog.by_name(name) {
+                self.forget(old).await?;
+            }
+            ddl::drop(&self.plan.target, name).await?;
+        }
+        ddl::create(&self.plan.target, name, &target_options(&options)).await?;
+        let Some(uuid) = event.uuid else {
+            return Ok(());
+        };
+        let entry = CatalogEntry {
+            uuid,
+            name: name.to_owned(),
+            collated: is_collated(&options),
+            copied: true,
+            pending_indexes: Vec::new(),
+        };
+        self.plan.state.put_collection(&entry).await?;
+        self.plan.catalog.insert(entry);
+        Ok(())
+    }
+
+    async fn dropped(&mut self, event: &Event<'_>) -> Result<()> {
+        let Some(uuid) = event.uuid else {
+            // A view, or a time-series collection.
+            if self.plan.catalog.by_name(event.collection).is_none()
+                && self.takes_part(event.collection)
+            {
+                self.plan.catalog.remove(&name_as_uuid(event.collection));
+                ddl::drop(&self.plan.target, event.collection).await?;
+            }
+            return Ok(());
+        };
+        match self.plan.catalog.find(&uuid) {
+            Some(collection) => {
+                let name = self.plan.catalog.get(collection).entry.name.clone();
+                self.forget(collection).await?;
+                ddl::drop(&self.plan.target, &name).await
+            }
+            None => {
+                self.plan.catalog.remove(&uuid);
+                Ok(())
+            }
+        }
+    }
+
+    /// The collection takes no part any more; what is on the target is the caller's business.
+    async fn forget(&mut self, collection: CollectionIndex) -> Result<()> {
+        self.stop_lanes(Some(collection)).await;
+        self.await_build(collection).await?;
+        let uuid = self.plan.catalog.get(collection).entry.uuid;
+        self.forget_ranges(collection);
+        self.plan.catalog.remove(&uuid);
+        self.plan.state.remove_collection(uuid).await?;
+        self.drop_passed_ranges().await
+    }
+
+    async fn renamed(&mut self, event: &Event<'_>) -> Result<()> {
+        let to = event
+            .to
+            .ok_or_else(|| malformed("a rename without a new name"))?;
+        let Some(collection) = self.known(event) else {
+            if self.takes_part(to) {
+                // From outside into the selection: nothing of it is on the target.
+                let uuid = event.uuid.unwrap_or_else(|| name_as_uuid(to));
+                if let Some(old) = self.plan.catalog.by_name(to) {
+                    self.forget(old).await?;
+                    ddl::drop(&self.plan.target, to).await?;
+                }
+                self.plan.catalog.leave_out(
+                    uuid,
+                    to,
+                    "renamed from a name that is not selected or not mirrored; its content is \
+                     not mirrored yet",
+                );
+            }
+            return Ok(());
+        };
+        let from = self.plan.catalog.get(collection).entry.name.clone();
+        if from == to {
+            return Ok(());
+        }
+        self.stop_lanes(Some(collection)).await;
+        self.await_build(collection).await?;
+        if let Some(old) = self.plan.catalog.by_name(to) {
+            self.forget(old).await?;
+        }
+        if !self.takes_part(to) {
+            self.forget(collection).await?;
+            return ddl::drop(&self.plan.target, &from).await;
+        }
+        ddl::rename(&self.plan.target, &from, to).await?;
+        let entry = &mut self.plan.catalog.get_mut(collection).entry;
+        to.clone_into(&mut entry.name);
+        let entry = entry.clone();
+        self.plan.state.put_collection(&entry).await
+    }
+
+    async fn modified(&mut self, event: &Event<'_>) -> Result<()> {
+        let mut changes = description(event)?;
+        let name = match self.known(event) {
+            Some(collection) => self.plan.catalog.get(collection).entry.name.clone(),
+            None if event.uuid.is_none() && self.takes_part(event.collection) => {
+                event.collection.to_owned()
+            }
+            None => return Ok(()),
+        };
+        if event.uuid.is_none()
+            && changes
+                .get_str("viewOn")
+                .is_ok_and(|on| on.starts_with("system.buckets."))
+        {
+            return Ok(());
+        }
+        if let Ok(index) = changes.get_document_mut("index") {
+            // TTL stays disarmed, uniqueness is not enforced yet: only what remains is changed.
+            for managed in ["expireAfterSeconds", "unique", "prepareUnique"] {
+                index.remove(managed);
+            }
+            if index.len() <= 1 {
+                changes.remove("index");
+            }
+        }
+        changes.remove("expireAfterSeconds");
+        if changes.is_empty() {
+            return Ok(());
+        }
+        match ddl::modify(&self.plan.target, &name, &changes).await {
+            // Met again after a crash, behind a later drop that the source had already done.
+            Err(error) if is_gone(&error) => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    async fn indexes_created(&mut self, event: &Event<'_>) -> Result<()> {
+        let Some(collection) = self.known(event) else {
+            return Ok(());
+        };
+        let indexes = indexes_of(event)?;
+        let entry = &mut self.plan.catalog.get_mut(collection).entry;
+        if !entry.copied && !entry.pending_indexes.is_empty() {
+            // Not built yet: the newer definition takes the place of the older.
+            entry.pending_indexes.retain(|pending| {
+                !indexes
+                    .iter()
+                    .any(|new| new.get("name") == pending.get("name"))
+            });
+        }
+        let (name, collated) = (entry.name.clone(), entry.collated);
+        for index in &indexes {
+            let (_, differs) = target_index(index, collated);
+            if differs.is_none() {
+                let index = index.get_str("name").unwrap_or_default();
+                self.forget_index_problem(collection, index);
+            }
+        }
+        let problems = ddl::create_indexes(&self.plan.target, &name, &indexes, collated).await?;
+        self.note_index_problems(collection, problems);
+        let entry = self.plan.catalog.get(collection).entry.clone();
+        self.plan.state.put_collection(&entry).await
+    }
+
+    async fn indexes_dropped(&mut self, event: &Event<'_>) -> Result<()> {
+        let Some(collection) = self.known(event) else {
+            return Ok(());
+        };
+        self.await_build(collection).await?;
+        let name = self.plan.catalog.get(collection).entry.name.clone();
+        for index in indexes_of(event)? {
+            let Ok(index) = index.get_str("name") else {
+                continue;
+            };
+            let entry = &mut self.plan.catalog.get_mut(collection).entry;
+            entry
+                .pending_indexes
+                .retain(|pending| pending.get_str("name").ok() != Some(index));
+            self.forget_index_problem(collection, index);
+            ddl::drop_index(&self.plan.target, &name, index).await?;
+        }
+        let entry = self.plan.catalog.get(collection).entry.clone();
+        self.plan.state.put_collection(&entry).await
+    }
+}
+
+fn is_gone(error: &Error) -> bool {
+    use super::error::code::{INDEX_NOT_FOUND, NAMESPACE_NOT_FOUND};
+    matches!(error.code(), Some(NAMESPACE_NOT_FOUND | INDEX_NOT_FOUND))
+}
+
+fn description(event: &Event<'_>) -> Result<Document> {
+    let Some(raw) = event.description else {
+        return Ok(doc! {});
+    };
+    RawDocument::from_bytes(raw)
+        .ok()
+        .and_then(|raw| Document::try_from(raw).ok())
+        .ok_or_else(|| malformed("its operationDescription is not readable"))
+}
+
+fn indexes_of(event: &Event<'_>) -> Result<Vec<Document>> {
+    let description = description(event)?;
+    let indexes = description
+        .get_array("indexes")
+        .map_or(&[][..], Vec::as_slice);
+    Ok(indexes
+        .iter()
+        .filter_map(|index| index.as_document().cloned())
+        .collect())
+}

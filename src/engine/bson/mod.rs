@@ -1,0 +1,5 @@
+//! BSON as bytes: what the hot path needs, without decoding or re-encoding values.
+
+pub mod encode;
+pub mod order;
+pub mod scan;

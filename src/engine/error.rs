@@ -1,0 +1,353 @@
+//! What can go wrong with a mirror, and what it means for it.
+
+use std::fmt;
+use std::time::Duration;
+
+use mongodb::error::{Error as DriverError, ErrorKind, WriteFailure};
+use thiserror::Error;
+
+use super::position::ClusterTime;
+
+/// Result of the engine's own functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Which of the two deployments.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Side {
+    /// The one that is mirrored.
+    Source,
+    /// The one that becomes equal to it.
+    Target,
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Source => "source",
+            Self::Target => "target",
+        })
+    }
+}
+
+/// Server error codes that decide something.
+pub mod code {
+    /// Unauthorized.
+    pub const UNAUTHORIZED: i32 = 13;
+    /// AuthenticationFailed.
+    pub const AUTHENTICATION_FAILED: i32 = 18;
+    /// NamespaceNotFound.
+    pub const NAMESPACE_NOT_FOUND: i32 = 26;
+    /// IndexNotFound.
+    pub const INDEX_NOT_FOUND: i32 = 27;
+    /// NamespaceExists.
+    pub const NAMESPACE_EXISTS: i32 = 48;
+    /// IndexOptionsConflict.
+    pub const INDEX_OPTIONS_CONFLICT: i32 = 85;
+    /// IndexKeySpecsConflict.
+    pub const INDEX_KEY_SPECS_CONFLICT: i32 = 86;
+    /// CappedPositionLost: a live stream overtaken by truncation (`facts` mongodb 5.3).
+    pub const CAPPED_POSITION_LOST: i32 = 136;
+    /// SnapshotTooOld.
+    pub const SNAPSHOT_TOO_OLD: i32 = 239;
+    /// SnapshotUnavailable: the collection's catalog changed after the snapshot's time.
+    pub const SNAPSHOT_UNAVAILABLE: i32 = 246;
+    /// ChangeStreamHistoryLost.
+    pub const HISTORY_LOST: i32 = 286;
+    /// CollectionUUIDMismatch.
+    pub const UUID_MISMATCH: i32 = 361;
+    /// An unknown field of a command or a stage.
+    pub const UNKNOWN_FIELD: i32 = 40415;
+    /// BSONObjectTooLarge: an event above 16 MiB.
+    pub const TOO_LARGE: i32 = 10334;
+    /// DuplicateKey.
+    pub const DUPLICATE_KEY: i32 = 11000;
+}
+
+/// Why the engine could not go on.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A server or the driver refused something.
+    #[error("{side}: could not {doing}: {}", describe(.error))]
+    Driver {
+        /// On which side.
+        side: Side,
+        /// The attempted step, to be read after "could not".
+        doing: &'static str,
+        /// What the driver says.
+        #[source]
+        error: DriverError,
+    },
+    /// A statement of a command failed although the command as such was accepted.
+    #[error("{side}: could not {doing}: {name} ({code})")]
+    Write {
+        /// On which side.
+        side: Side,
+        /// The attempted step.
+        doing: &'static str,
+        /// The server's error code.
+        code: i32,
+        /// Its name, or as much of its message as holds no data.
+        name: String,
+    },
+    /// No answer in time.
+    #[error("{side}: no answer within {} s when trying to {doing}", .after.as_secs())]
+    Timeout {
+        /// On which side.
+        side: Side,
+        /// The attempted step.
+        doing: &'static str,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// A reply that does not look as the protocol says.
+    #[error("{side}: unexpected reply when trying to {doing}: {what}")]
+    Reply {
+        /// On which side.
+        side: Side,
+        /// The attempted step.
+        doing: &'static str,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A standalone server.
+    #[error(
+        "the {0} is a standalone server, which has neither change streams nor transactions: \
+         start mongod with --replSet rs0 and run rs.initiate() once; one node is enough"
+    )]
+    NotReplicaSet(Side),
+    /// A sharded cluster.
+    #[error(
+        "the {0} is a sharded cluster (mongos), which is not supported yet: mirror a replica set"
+    )]
+    Sharded(Side),
+    /// A server older than 6.0.
+    #[error("the {side} runs MongoDB {version}; 6.0 or newer is needed")]
+    TooOld {
+        /// On which side.
+        side: Side,
+        /// What it runs.
+        version: String,
+    },
+    /// Source and target are one and the same.
+    #[error(
+        "source and target are the same database {0:?} on the same deployment: \
+         give spec.target another database or another server"
+    )]
+    SameDatabase(String),
+    /// The target must not be used.
+    #[error("the target database must not be {0:?}: choose another name")]
+    TargetForbidden(String),
+    /// The target holds data that is not ours.
+    #[error(
+        "the target database {database:?} is not empty (it holds {example:?}) and carries no \
+         checkpoint of this mirror: drop the database or choose another one; nothing was changed"
+    )]
+    TargetNotEmpty {
+        /// The database's name.
+        database: String,
+        /// One of its collections.
+        example: String,
+    },
+    /// The target belongs to another mirror, or this mirror had another source.
+    #[error(
+        "the target database {database:?} already belongs to a mirror of {owner}: choose another \
+         target, or drop the database and delete the document {{_id: {database:?}}} from \
+         mongomirror.checkpoints on the target"
+    )]
+    TargetBusy {
+        /// The database's name.
+        database: String,
+        /// Whose it is, as the checkpoint says.
+        owner: String,
+    },
+    /// A newer run of the same mirror took over.
+    #[error("another process took this mirror over (fencing epoch {epoch} is no longer current)")]
+    Fenced {
+        /// The epoch that lost.
+        epoch: i64,
+    },
+    /// The oplog no longer reaches back to the position.
+    #[error(
+        "the source's oplog no longer reaches back to {position}, the mirror's position, so the \
+         missing changes cannot be read: drop the target database and delete its document from \
+         mongomirror.checkpoints to copy again, and give the source a larger oplog"
+    )]
+    HistoryLost {
+        /// Where the mirror stood.
+        position: ClusterTime,
+    },
+    /// The selection was changed under an existing checkpoint.
+    #[error(
+        "the selected collections were changed, but the target was made with other ones ({0}): \
+         restore them, or drop the target database and its document in mongomirror.checkpoints \
+         to copy again"
+    )]
+    SelectionChanged(String),
+    /// The state database was written by a newer version.
+    #[error("the checkpoint has format {0}, which this version does not know: use a newer version")]
+    Format(i32),
+    /// A change event that is larger than a reply may be.
+    #[error(
+        "a change event of the source is larger than 16 MiB and cannot be read after {position}: \
+         see docs/limits.md"
+    )]
+    EventTooLarge {
+        /// Where the mirror stands.
+        position: ClusterTime,
+    },
+}
+
+impl Error {
+    /// Wraps a driver error; made for `map_err`.
+    pub fn driver(side: Side, doing: &'static str) -> impl Fn(DriverError) -> Self {
+        move |error| Self::Driver { side, doing, error }
+    }
+
+    /// The server's error code, if a server answered with one.
+    pub fn code(&self) -> Option<i32> {
+        match self {
+            Self::Driver { error, .. } => driver_code(error),
+            Self::Write { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+
+    /// Whether the server marked the error with this label.
+    pub fn has_label(&self, label: &str) -> bool {
+        matches!(self, Self::Driver { error, .. } if error.contains_label(label))
+    }
+
+    /// The side it happened on, where that is known.
+    pub fn side(&self) -> Option<Side> {
+        match self {
+            Self::Driver { side, .. }
+            | Self::Write { side, .. }
+            | Self::Timeout { side, .. }
+            | Self::Reply { side, .. }
+            | Self::TooOld { side, .. }
+            | Self::NotReplicaSet(side)
+            | Self::Sharded(side) => Some(*side),
+            _ => None,
+        }
+    }
+
+    /// Whether the server could not be reached at all, as opposed to having refused something.
+    pub fn is_connection(&self) -> bool {
+        match self {
+            Self::Timeout { .. } => true,
+            Self::Driver { error, .. } => matches!(
+                error.kind.as_ref(),
+                ErrorKind::Io(_)
+                    | ErrorKind::ServerSelection { .. }
+                    | ErrorKind::ConnectionPoolCleared { .. }
+                    | ErrorKind::DnsResolve { .. }
+            ),
+            _ => false,
+        }
+    }
+
+    /// Whether only a person can help: nothing is gained by trying the same again soon.
+    pub fn needs_human(&self) -> bool {
+        match self {
+            Self::Driver { error, .. } => {
+                matches!(
+                    driver_code(error),
+                    Some(code::UNAUTHORIZED | code::AUTHENTICATION_FAILED)
+                ) || matches!(
+                    error.kind.as_ref(),
+                    ErrorKind::Authentication { .. } | ErrorKind::InvalidArgument { .. }
+                )
+            }
+            Self::Write { code, .. } => *code == code::UNAUTHORIZED,
+            Self::Timeout { .. } | Self::Reply { .. } => false,
+            _ => true,
+        }
+    }
+
+    /// CamelCase, for conditions and metrics; a closed set.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Driver { side, error, .. } => {
+                let authentication = driver_code(error) == Some(code::AUTHENTICATION_FAILED)
+                    || matches!(error.kind.as_ref(), ErrorKind::Authentication { .. });
+                if authentication {
+                    "AuthenticationFailed"
+                } else if driver_code(error) == Some(code::UNAUTHORIZED) {
+                    "Unauthorized"
+                } else {
+                    match (self.is_connection(), side) {
+                        (true, Side::Source) => "SourceUnreachable",
+                        (true, Side::Target) => "TargetUnreachable",
+                        (false, Side::Source) => "SourceError",
+                        (false, Side::Target) => "TargetError",
+                    }
+                }
+            }
+            Self::Write { code, .. } if *code == code::UNAUTHORIZED => "Unauthorized",
+            Self::Timeout { side, .. } => match side {
+                Side::Source => "SourceUnreachable",
+                Side::Target => "TargetUnreachable",
+            },
+            Self::Write { side, .. } | Self::Reply { side, .. } => match side {
+                Side::Source => "SourceError",
+                Side::Target => "TargetError",
+            },
+            Self::NotReplicaSet(_) => "NotReplicaSet",
+            Self::Sharded(_) => "ShardedNotSupported",
+            Self::TooOld { .. } => "VersionTooOld",
+            Self::SameDatabase(_) => "SameDatabase",
+            Self::TargetForbidden(_) => "TargetForbidden",
+            Self::TargetNotEmpty { .. } => "TargetNotEmpty",
+            Self::TargetBusy { .. } => "TargetBusy",
+            Self::Fenced { .. } => "Fenced",
+            Self::HistoryLost { .. } => "HistoryLost",
+            Self::SelectionChanged(_) => "SelectionChanged",
+            Self::Format(_) => "CheckpointFormat",
+            Self::EventTooLarge { .. } => "EventTooLarge",
+        }
+    }
+}
+
+fn driver_code(error: &DriverError) -> Option<i32> {
+    match error.kind.as_ref() {
+        ErrorKind::Command(error) => Some(error.code),
+        ErrorKind::Write(WriteFailure::WriteError(error)) => Some(error.code),
+        ErrorKind::Write(WriteFailure::WriteConcernError(error)) => Some(error.code),
+        _ => None,
+    }
+}
+
+/// The driver's error in words that may be shown. Its own `Display` repeats the server's whole
+/// reply, which can hold documents.
+fn describe(error: &DriverError) -> String {
+    match error.kind.as_ref() {
+        ErrorKind::Command(error) if error.code == code::DUPLICATE_KEY => {
+            "duplicate key (11000)".to_owned()
+        }
+        ErrorKind::Command(error) => {
+            format!("{} ({} {})", error.message, error.code, error.code_name)
+        }
+        ErrorKind::Write(WriteFailure::WriteError(error)) => {
+            format!("write error {}", error.code)
+        }
+        ErrorKind::Write(WriteFailure::WriteConcernError(error)) => {
+            format!(
+                "write concern not reached ({} {})",
+                error.code, error.code_name
+            )
+        }
+        ErrorKind::Authentication { .. } => {
+            "authentication failed: check user name, password and authSource".to_owned()
+        }
+        ErrorKind::ServerSelection { .. } => "no suitable server answers: check host names, \
+             ports, TLS and that the replica set has a primary"
+            .to_owned(),
+        ErrorKind::DnsResolve { .. } => "the host name cannot be resolved".to_owned(),
+        ErrorKind::Io(error) => format!("connection failed ({})", error.kind()),
+        ErrorKind::ConnectionPoolCleared { .. } => "connection lost".to_owned(),
+        ErrorKind::InvalidTlsConfig { .. } => "the TLS settings are invalid".to_owned(),
+        ErrorKind::InvalidResponse { .. } => "the server's reply was not understood".to_owned(),
+        ErrorKind::InvalidArgument { message, .. } => message.clone(),
+        _ => "the driver reported an error".to_owned(),
+    }
+}

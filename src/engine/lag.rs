@@ -1,0 +1,216 @@
+//! How far the target is behind the source, measured on the source's own clock.
+//!
+//! A sample is the source's newest majority-committed operation and when we learned of it. The
+//! mirror is caught up with a sample once its position has reached that operation; so the lag is
+//! how long the oldest sample that is not reached has been waiting. No clock is compared with
+//! another machine's.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use mongodb::Database;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::connection::probe::majority_time;
+use super::position::ClusterTime;
+
+/// Time between two samples.
+const EVERY: Duration = Duration::from_millis(500);
+
+/// Samples that are kept: beyond these the seconds of the cluster times tell enough.
+const KEPT: usize = 240;
+
+/// Where the source was, and when that was known.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Sample {
+    /// The newest majority-committed operation.
+    pub time: ClusterTime,
+    /// When the question was sent.
+    pub at: Instant,
+}
+
+/// Compares the source's time with the mirror's position.
+pub struct Monitor {
+    samples: mpsc::Receiver<Sample>,
+    task: JoinHandle<()>,
+    behind: Behind,
+}
+
+/// The pure part.
+#[derive(Debug, Default)]
+struct Behind {
+    waiting: VecDeque<Sample>,
+    reached: ClusterTimeOrNone,
+    newest: Option<Sample>,
+}
+
+type ClusterTimeOrNone = Option<ClusterTime>;
+
+impl Monitor {
+    /// Starts asking.
+    pub fn start(source: &Database) -> Self {
+        let (send, samples) = mpsc::channel(1);
+        let client = source.client().clone();
+        let task = tokio::spawn(async move {
+            let mut every = tokio::time::interval(EVERY);
+            every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                every.tick().await;
+                let at = Instant::now();
+                // The stream reader reports an outage; here it only means no new sample.
+                if let Ok(time) = majority_time(&client).await
+                    && send.send(Sample { time, at }).await.is_err()
+                {
+                    return;
+                }
+            }
+        });
+        Self {
+            samples,
+            task,
+            behind: Behind::default(),
+        }
+    }
+
+    /// The next sample.
+    pub async fn next(&mut self) -> Sample {
+        match self.samples.recv().await {
+            Some(sample) => sample,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Takes a sample into account.
+    pub fn note(&mut self, sample: Sample) {
+        self.behind.note(sample);
+    }
+
+    /// The target holds everything up to here.
+    pub fn reached(&mut self, time: ClusterTime) {
+        self.behind.reached(time);
+    }
+
+    /// How far behind; `None` before the first sample or when the newest is old.
+    pub fn lag(&self) -> Option<Duration> {
+        self.behind.lag(Instant::now())
+    }
+
+    /// Whether some sample was reached.
+    pub fn is_caught_up(&self) -> bool {
+        self.behind.newest.is_some() && self.behind.waiting.is_empty()
+    }
+
+    /// Stops asking.
+    pub fn stop(&self) {
+        self.task.abort();
+    }
+}
+
+impl Behind {
+    /// A measurement older than this says nothing any more.
+    const STALE: Duration = Duration::from_secs(15);
+
+    fn note(&mut self, sample: Sample) {
+        self.newest = Some(sample);
+        if self.reached.is_none_or(|reached| reached < sample.time) {
+            if self.waiting.len() == KEPT {
+                self.waiting.pop_back();
+            }
+            self.waiting.push_back(sample);
+        }
+    }
+
+    fn reached(&mut self, time: ClusterTime) {
+        self.reached = Some(time);
+        while self
+            .waiting
+            .front()
+            .is_some_and(|sample| sample.time <= time)
+        {
+            self.waiting.pop_front();
+        }
+    }
+
+    fn lag(&self, now: Instant) -> Option<Duration> {
+        let newest = self.newest?;
+        if now.duration_since(newest.at) > Self::STALE {
+            return None;
+        }
+        let Some(oldest) = self.waiting.front() else {
+            return Some(Duration::ZERO);
+        };
+        let waited = now.duration_since(oldest.at);
+        // After a pause the first sample is young, but the position is old.
+        let by_clock = self
+            .reached
+            .map_or(Duration::ZERO, |reached| newest.time.seconds_since(reached));
+        if by_clock > Duration::from_secs(2) {
+            Some(waited.max(by_clock))
+        } else {
+            Some(waited)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn time(seconds: u32) -> ClusterTime {
+        ClusterTime {
+            seconds,
+            increment: 1,
+        }
+    }
+
+    #[test]
+    fn nothing_is_known_before_the_first_sample() {
+        assert_eq!(Behind::default().lag(Instant::now()), None);
+    }
+
+    #[test]
+    fn the_lag_is_how_long_the_oldest_sample_waits() {
+        let start = Instant::now();
+        let mut behind = Behind::default();
+        behind.reached(time(10));
+        for n in 0..3 {
+            let at = start + Duration::from_millis(100 * u64::from(n));
+            behind.note(Sample {
+                time: time(11 + n),
+                at,
+            });
+        }
+        let now = start + Duration::from_millis(250);
+        assert_eq!(behind.lag(now), Some(Duration::from_millis(250)));
+        behind.reached(time(11));
+        assert_eq!(behind.lag(now), Some(Duration::from_millis(150)));
+        behind.reached(time(13));
+        assert_eq!(behind.lag(now), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn an_old_position_counts_although_the_sample_is_young() {
+        let start = Instant::now();
+        let mut behind = Behind::default();
+        behind.reached(time(100));
+        behind.note(Sample {
+            time: time(3700),
+            at: start,
+        });
+        assert_eq!(behind.lag(start), Some(Duration::from_secs(3600)));
+    }
+
+    #[test]
+    fn a_stale_measurement_is_unknown() {
+        let start = Instant::now();
+        let mut behind = Behind::default();
+        behind.reached(time(100));
+        behind.note(Sample {
+            time: time(100),
+            at: start,
+        });
+        assert_eq!(behind.lag(start + Duration::from_secs(20)), None);
+    }
+}

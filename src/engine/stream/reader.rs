@@ -1,0 +1,259 @@
+//! Reads the change stream ahead of the owner task, and opens it again for ever.
+//!
+//! The driver's own change stream can lose events when it resumes (`facts` rust, finding 1), so
+//! this is a plain aggregation whose replies are passed on raw, and our own loop around it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bson::{Document, doc};
+use futures::StreamExt;
+use mongodb::Database;
+use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use crate::engine::error::{Error, Result, Side, code};
+use crate::engine::position::{ClusterTime, Position, ResumeToken, StartPoint};
+
+/// How long the server holds an empty reply back. It also bounds how late the end of a source
+/// transaction is seen on an idle source: only the next reply tells that it is complete.
+const AWAIT: Duration = Duration::from_millis(100);
+
+/// Longest wait for a reply. Behind a resume the server may scan a long stretch of the oplog
+/// first (0.12 s for 60 000 entries, `facts` mongodb 13), so this is generous.
+const REPLY_LIMIT: Duration = Duration::from_secs(120);
+
+/// Events in one reply; the server's own bound is 16 MiB.
+const BATCH: u32 = 2000;
+
+/// Replies are accounted in units of this many bytes.
+const UNIT: usize = 1024;
+
+/// First and longest pause before the stream is opened again.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+
+/// One reply of the stream.
+pub struct Reply {
+    batch: RawBatch,
+    /// Everything up to here is in this reply or was in an earlier one.
+    pub resume: ResumeToken,
+    /// The token's cluster time.
+    pub time: ClusterTime,
+    /// Gives the bytes back when the reply is dropped.
+    _bytes: OwnedSemaphorePermit,
+}
+
+impl Reply {
+    /// The events, raw.
+    pub fn events(&self) -> impl Iterator<Item = &bson::RawDocument> {
+        self.batch
+            .doc_slices()
+            .ok()
+            .into_iter()
+            .flat_map(|events| events.into_iter().flatten())
+            .filter_map(|event| event.as_document())
+    }
+}
+
+/// What the reader tells the owner task.
+pub enum Report {
+    /// Events, or their absence.
+    Reply(Reply),
+    /// The stream broke and is being opened again. Once per outage.
+    Lost(Error),
+    /// It is open again.
+    Regained,
+    /// It cannot be opened again; the reader has ended.
+    Ended(Error),
+}
+
+/// What the stream is asked to show.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Flags {
+    /// Raw deltas, internal namespaces and migrated inserts: needed for exact deltas and for
+    /// `convertToCapped` (`facts` mongodb 1.1, 2.2). Internal server interface.
+    pub internal: bool,
+}
+
+/// Reads until the receiver is dropped or the stream cannot go on.
+pub async fn read(
+    source: Database,
+    from: Position,
+    flags: Flags,
+    bytes: Arc<Semaphore>,
+    reports: mpsc::Sender<Report>,
+) {
+    let mut reader = Reader {
+        source,
+        position: from,
+        flags,
+        budget: bytes.available_permits(),
+        bytes,
+        reports,
+    };
+    let mut pause = BACKOFF.0;
+    let mut lost = false;
+    loop {
+        let error = match reader.read_on(&mut pause, &mut lost).await {
+            // The owner is gone.
+            Ok(()) => return,
+            Err(error) => error,
+        };
+        let ended = match error.code() {
+            Some(code::HISTORY_LOST | code::CAPPED_POSITION_LOST) => Some(Error::HistoryLost {
+                position: reader.position.time,
+            }),
+            Some(code::TOO_LARGE) => Some(Error::EventTooLarge {
+                position: reader.position.time,
+            }),
+            _ if error.needs_human() => None,
+            _ => None,
+        };
+        if let Some(error) = ended {
+            let _ = reader.reports.send(Report::Ended(error)).await;
+            return;
+        }
+        if !lost {
+            lost = true;
+            if reader.reports.send(Report::Lost(error)).await.is_err() {
+                return;
+            }
+        }
+        tokio::select! {
+            () = reader.reports.closed() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+        pause = (pause * 2).min(BACKOFF.1);
+    }
+}
+
+/// Opens the stream once, to find out whether the source lets us and shows the internal flags.
+///
+/// # Errors
+/// What the exchange met, other than an unknown flag.
+pub async fn probe_flags(source: &Database) -> Result<Flags> {
+    let internal = Flags { internal: true };
+    match open(source, None, internal).await {
+        Ok(_) => Ok(internal),
+        Err(error) if error.code() == Some(code::UNKNOWN_FIELD) => {
+            let plain = Flags { internal: false };
+            open(source, None, plain).await?;
+            Ok(plain)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn open(
+    source: &Database,
+    from: Option<&StartPoint>,
+    flags: Flags,
+) -> Result<RawBatchCursor> {
+    let mut stage = doc! {"showExpandedEvents": true};
+    if flags.internal {
+        stage.insert("showRawUpdateDescription", true);
+        stage.insert("showMigrationEvents", true);
+    }
+    match from {
+        Some(StartPoint::At(time)) => {
+            stage.insert("startAtOperationTime", bson::Timestamp::from(*time));
+        }
+        Some(StartPoint::After(token)) => {
+            // Invariant: the token came from a server, so it is a document the driver can read.
+            let token = Document::try_from(token.as_raw()).unwrap_or_default();
+            stage.insert("startAfter", token);
+        }
+        None => {}
+    }
+    let open = source
+        .aggregate([doc! {"$changeStream": stage}])
+        .max_await_time(AWAIT)
+        .batch_size(BATCH)
+        .batch();
+    limited("open the change stream", open).await
+}
+
+async fn limited<T>(
+    doing: &'static str,
+    exchange: impl Future<Output = mongodb::error::Result<T>>,
+) -> Result<T> {
+    crate::engine::command::within(Side::Source, doing, REPLY_LIMIT, exchange).await
+}
+
+struct Reader {
+    source: Database,
+    position: Position,
+    flags: Flags,
+    budget: usize,
+    bytes: Arc<Semaphore>,
+    reports: mpsc::Sender<Report>,
+}
+
+impl Reader {
+    /// Reads until something breaks; `Ok` when nobody listens any more.
+    async fn read_on(&mut self, pause: &mut Duration, lost: &mut bool) -> Result<()> {
+        let mut cursor = open(&self.source, Some(&self.position.start), self.flags).await?;
+        loop {
+            let doing = "read the change stream";
+            let next = async { cursor.next().await.transpose() };
+            let Some(batch) = limited(doing, next).await? else {
+                // An invalidate closed the cursor; its token was the last one.
+                return Err(Error::Reply {
+                    side: Side::Source,
+                    doing,
+                    what: "the stream was closed".into(),
+                });
+            };
+            *pause = BACKOFF.0;
+            if std::mem::take(lost) && self.reports.send(Report::Regained).await.is_err() {
+                return Ok(());
+            }
+            let Some(reply) = self.account(batch).await? else {
+                return Ok(());
+            };
+            self.position = Position {
+                time: reply.time,
+                start: StartPoint::After(reply.resume.clone()),
+            };
+            if self.reports.send(Report::Reply(reply)).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits until the reply fits into the budget; `None` when nobody listens any more.
+    async fn account(&self, batch: RawBatch) -> Result<Option<Reply>> {
+        let reply = batch.as_raw_document();
+        let malformed = |what: &str| Error::Reply {
+            side: Side::Source,
+            doing: "read the change stream",
+            what: what.to_owned(),
+        };
+        let resume = reply
+            .get_document("cursor")
+            .and_then(|cursor| cursor.get_document("postBatchResumeToken"))
+            .map(ResumeToken::from_raw)
+            .map_err(|_| malformed("it holds no postBatchResumeToken"))?;
+        let time = resume
+            .cluster_time()
+            .ok_or_else(|| malformed("its resume token holds no cluster time"))?;
+        // A reply larger than the whole budget must still pass, alone.
+        let units = (reply.as_bytes().len() / UNIT + 1).min(self.budget);
+        let units = u32::try_from(units).unwrap_or(u32::MAX);
+        let permit = tokio::select! {
+            () = self.reports.closed() => return Ok(None),
+            permit = Arc::clone(&self.bytes).acquire_many_owned(units) => permit,
+        };
+        Ok(permit.ok().map(|bytes| Reply {
+            batch,
+            resume,
+            time,
+            _bytes: bytes,
+        }))
+    }
+}
+
+/// A budget for replies in flight.
+pub fn budget(bytes: usize) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new((bytes / UNIT).max(1)))
+}

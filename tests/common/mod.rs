@@ -1,0 +1,200 @@
+//! What the engine's black-box tests share: mirrors between real servers, and the oracle.
+
+#![allow(dead_code, reason = "every test file uses its own part")]
+
+pub mod workload;
+
+use std::time::Duration;
+
+use bson::{Bson, Document, RawDocumentBuf, doc};
+use futures::TryStreamExt;
+use mongodb::{Client, Database};
+use mongomirror::engine::config::{Endpoint, Limits, MirrorConfig};
+use mongomirror::engine::connection::uri::ConnectionUri;
+use mongomirror::engine::progress::{Phase, Progress};
+use mongomirror::engine::selection::Selection;
+use mongomirror::runner::MirrorHandle;
+
+/// Longest wait for anything in a test; reaching it is a failure.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Shows the product's log lines of a test that fails.
+pub fn show_logs() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| "mongomirror=info".into());
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_test_writer()
+        .try_init();
+}
+
+/// A mirror of `database` into `<database>_backup`.
+pub fn config(source: &str, target: &str, database: &str) -> MirrorConfig {
+    show_logs();
+    let endpoint = |uri: &str, database: String| Endpoint {
+        uri: ConnectionUri::parse(uri).expect("the test bed's own string"),
+        database,
+    };
+    MirrorConfig {
+        name: format!("tests/{database}"),
+        source: endpoint(source, database.to_owned()),
+        target: endpoint(target, format!("{database}_backup")),
+        selection: Selection::default(),
+        limits: Limits::default(),
+    }
+}
+
+/// Waits until the progress is as wanted; panics with the last one otherwise.
+pub async fn wait_for(
+    mirror: &MirrorHandle,
+    what: &str,
+    wanted: impl Fn(&Progress) -> bool,
+) -> Progress {
+    let mut progress = mirror.progress();
+    let found = tokio::time::timeout(PATIENCE, progress.wait_for(|now| wanted(now))).await;
+    match found {
+        Ok(Ok(found)) => found.clone(),
+        Ok(Err(_)) => panic!("the mirror ended while waiting for: {what}"),
+        Err(_) => panic!(
+            "still not: {what}; {:#?}",
+            mirror.progress().borrow().clone()
+        ),
+    }
+}
+
+/// Waits until the mirror is live.
+pub async fn mirroring(mirror: &MirrorHandle) -> Progress {
+    wait_for(mirror, "mirroring", |progress| {
+        progress.phase == Phase::Mirroring
+    })
+    .await
+}
+
+/// Waits until the target holds everything the source holds now.
+pub async fn caught_up(mirror: &MirrorHandle, source: &Client) -> Progress {
+    let reply = source
+        .database("admin")
+        .run_command(doc! {"ping": 1})
+        .await
+        .expect("the source answers");
+    let now = reply.get_timestamp("operationTime").expect("a replica set");
+    wait_for(mirror, "caught up", |progress| {
+        progress.consistent_at.is_some_and(|at| at >= now.into())
+    })
+    .await
+}
+
+/// Per collection the hash of all documents, without what is not data.
+async fn hashes(db: &Database) -> Document {
+    let reply = db.run_command(doc! {"dbHash": 1}).await.expect("dbHash");
+    let mut hashes = reply.get_document("collections").expect("hashes").clone();
+    hashes.remove("system.views");
+    hashes
+}
+
+/// Options and indexes of every collection, as far as they shall be equal.
+async fn definitions(db: &Database) -> Document {
+    let mut all = Document::new();
+    let cursor = db
+        .run_cursor_command(doc! {"listCollections": 1})
+        .await
+        .expect("listCollections");
+    let mut listed: Vec<Document> = cursor.try_collect().await.expect("listCollections");
+    listed.sort_by_key(|document| document.get_str("name").unwrap_or_default().to_owned());
+    for document in listed {
+        let name = document.get_str("name").expect("a name").to_owned();
+        if name.starts_with("system.") {
+            continue;
+        }
+        let mut definition = doc! {"options": document.get("options").cloned()};
+        if document
+            .get_str("type")
+            .is_ok_and(|kind| kind == "collection")
+        {
+            let cursor = db
+                .run_cursor_command(doc! {"listIndexes": &name})
+                .await
+                .expect("listIndexes");
+            let mut indexes: Vec<Document> = cursor.try_collect().await.expect("listIndexes");
+            indexes.sort_by_key(|index| index.get_str("name").unwrap_or_default().to_owned());
+            for index in &mut indexes {
+                // Documented differences while mirroring.
+                index.remove("unique");
+                if index.contains_key("expireAfterSeconds") {
+                    index.insert("expireAfterSeconds", i32::MAX);
+                }
+            }
+            definition.insert("indexes", indexes);
+        }
+        all.insert(name, definition);
+    }
+    all
+}
+
+/// Proves both databases equal: hashes, options, indexes. Names the first different document.
+pub async fn assert_equal(source: &Database, target: &Database) {
+    let (left, right) = (hashes(source).await, hashes(target).await);
+    if left != right {
+        for name in left.keys() {
+            if left.get(name) != right.get(name) {
+                explain(source, target, name).await;
+            }
+        }
+        panic!("databases differ:\nsource {left}\ntarget {right}");
+    }
+    assert_eq!(definitions(source).await, definitions(target).await);
+}
+
+/// Prints the first documents that differ.
+async fn explain(source: &Database, target: &Database, name: &str) {
+    let read = async |db: &Database| -> Vec<RawDocumentBuf> {
+        db.collection::<RawDocumentBuf>(name)
+            .find(doc! {})
+            .sort(doc! {"_id": 1})
+            .await
+            .expect("find")
+            .try_collect()
+            .await
+            .expect("find")
+    };
+    let (left, right) = (read(source).await, read(target).await);
+    eprintln!("{name}: {} documents against {}", left.len(), right.len());
+    for document in left
+        .iter()
+        .filter(|document| !right.contains(document))
+        .take(3)
+    {
+        eprintln!("  source {document:?}");
+    }
+    for document in right
+        .iter()
+        .filter(|document| !left.contains(document))
+        .take(3)
+    {
+        eprintln!("  target {document:?}");
+    }
+}
+
+/// Inserts `count` orders of about a kilobyte.
+pub async fn fill(db: &Database, collection: &str, from: i32, count: i32) {
+    let orders = db.collection::<Document>(collection);
+    for chunk in (from..from + count).collect::<Vec<_>>().chunks(1000) {
+        let documents = chunk.iter().map(|n| order(*n));
+        orders.insert_many(documents).await.expect("insert");
+    }
+}
+
+/// One order.
+pub fn order(n: i32) -> Document {
+    doc! {
+        "_id": n,
+        "customer": format!("customer-{}", n % 977),
+        "status": "new",
+        "total": f64::from(n) * 1.25,
+        "quantity": n % 17,
+        "tags": ["a", "b", format!("t{}", n % 13)],
+        "address": {"street": format!("street {n}"), "city": "city", "geo": {"x": n, "y": -n}},
+        "note": "x".repeat(700),
+        "nothing": Bson::Null,
+    }
+}
