@@ -1,7 +1,6 @@
 //! The data plane: one mirror between two MongoDB databases. Never names Kubernetes.
 
 pub mod apply;
-mod barrier;
 pub mod bson;
 pub mod catalog;
 pub mod command;
@@ -9,7 +8,6 @@ pub mod config;
 pub mod connection;
 pub mod copy;
 pub mod error;
-mod lag;
 pub mod mirror;
 mod owner;
 pub mod plan;

@@ -206,7 +206,7 @@ impl<'a> Builder<'a> {
         write: impl FnOnce(&mut Encoder, usize),
     ) {
         let full = self.open.as_ref().is_some_and(|(encoder, ..)| {
-            encoder.len() + size > CUT_AT || self.statements == MOST_STATEMENTS
+            encoder.written() + size > CUT_AT || self.statements == MOST_STATEMENTS
         });
         if full {
             self.flush(commands);

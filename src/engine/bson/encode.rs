@@ -26,7 +26,7 @@ impl Encoder {
     }
 
     /// Bytes written so far.
-    pub fn len(&self) -> usize {
+    pub fn written(&self) -> usize {
         self.bytes.len()
     }
 

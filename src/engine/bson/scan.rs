@@ -203,7 +203,7 @@ mod tests {
             "scoped": Bson::JavaScriptCodeWithScope(bson::JavaScriptCodeWithScope { code: "f".into(), scope: bson::doc! {"x": 1} }),
             "int": 1_i32, "timestamp": Timestamp { time: 1, increment: 2 }, "long": 2_i64,
             "decimal": "1.5".parse::<bson::Decimal128>().unwrap(),
-            "regex": Bson::RegularExpression(bson::Regex { pattern: c"a".to_owned().try_into().unwrap(), options: c"i".to_owned().try_into().unwrap() }),
+            "regex": Bson::RegularExpression(bson::Regex { pattern: "a".to_owned().try_into().unwrap(), options: "i".to_owned().try_into().unwrap() }),
             "min": Bson::MinKey, "max": Bson::MaxKey, "last": "end",
         };
         let bytes = document.to_vec().unwrap();

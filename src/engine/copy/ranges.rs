@@ -85,12 +85,8 @@ impl Ranges {
 
     /// What is to be done with an event of this document at this time.
     pub fn route(&self, id: Element<'_>, time: ClusterTime) -> Route {
-        if let Some(through) = self.applied_through {
-            if time > through {
-                return Route::Apply;
-            }
-        }
-        if self.ranges.is_empty() {
+        let is_behind = self.applied_through.is_some_and(|through| time > through);
+        if is_behind || self.ranges.is_empty() {
             return Route::Apply;
         }
         let behind = self.ranges.partition_point(|range| {

@@ -13,8 +13,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::connection::probe::majority_time;
-use super::position::ClusterTime;
+use crate::engine::connection::probe::majority_time;
+use crate::engine::position::ClusterTime;
 
 /// Time between two samples.
 const EVERY: Duration = Duration::from_millis(500);

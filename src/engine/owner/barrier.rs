@@ -6,24 +6,24 @@
 
 use bson::{Document, RawDocument, doc};
 
-use super::apply::ddl;
-use super::apply::gather::CollectionIndex;
-use super::catalog::{is_collated, target_index, target_options, unsupported_options};
-use super::error::{Error, Result};
-use super::owner::{Owner, malformed};
-use super::plan::name_as_uuid;
-use super::position::{Position, ResumeToken, StartPoint};
-use super::state::CatalogEntry;
-use super::stream::event::{Event, Operation, parse};
+use super::{Owner, malformed};
+use crate::engine::apply::ddl;
+use crate::engine::apply::gather::CollectionIndex;
+use crate::engine::catalog::{is_collated, target_index, target_options, unsupported_options};
+use crate::engine::error::{Error, Result, code};
+use crate::engine::plan::name_as_uuid;
+use crate::engine::position::{Position, ResumeToken, StartPoint};
+use crate::engine::state::CatalogEntry;
+use crate::engine::stream::event::{Event, Operation, parse};
 
 impl Owner<'_> {
     /// Carries out the command that the reply in hand is at.
     pub(super) async fn barrier(&mut self) -> Result<()> {
         debug_assert!(
-            self.gathered_is_empty(),
+            self.gather.is_empty() && self.in_flight.is_none(),
             "a barrier follows a drained batch"
         );
-        let Some((reply, place)) = self.take_reply() else {
+        let Some((reply, place)) = self.reply.take() else {
             return Ok(());
         };
         let Some(raw) = reply.events().nth(place) else {
@@ -41,7 +41,7 @@ impl Owner<'_> {
 
     async fn carry_out(&mut self, event: &Event<'_>) -> Result<()> {
         tracing::info!(
-            mirror = %self.mirror_name(),
+            mirror = %self.config.name,
             command = event.operation_name,
             collection = event.collection,
             "source changed its collections"
@@ -64,7 +64,7 @@ impl Owner<'_> {
         let temporary = name.starts_with("tmp.agg_out.")
             || (name.starts_with("tmp")
                 && (name.contains(".renameCollection") || name.contains(".convertToCapped.")));
-        temporary || self.config().selection.selects(name)
+        temporary || self.config.selection.selects(name)
     }
 
     fn known(&self, event: &Event<'_>) -> Option<CollectionIndex> {
@@ -276,8 +276,10 @@ impl Owner<'_> {
 }
 
 fn is_gone(error: &Error) -> bool {
-    use super::error::code::{INDEX_NOT_FOUND, NAMESPACE_NOT_FOUND};
-    matches!(error.code(), Some(NAMESPACE_NOT_FOUND | INDEX_NOT_FOUND))
+    matches!(
+        error.code(),
+        Some(code::NAMESPACE_NOT_FOUND | code::INDEX_NOT_FOUND)
+    )
 }
 
 fn description(event: &Event<'_>) -> Result<Document> {

@@ -1,0 +1,258 @@
+//! From replies of the stream to batches for the writer, and back from it.
+
+use super::{BATCH_DOCUMENTS, EIGHTHS, IDLE_CHECKPOINT, InFlight, Owner, Pause, malformed};
+use crate::engine::apply::writer::{Names, Prepared, Written};
+use crate::engine::bson::order::Value;
+use crate::engine::bson::scan::Element;
+use crate::engine::copy::ranges::Route;
+use crate::engine::error::{Error, Result, Side};
+use crate::engine::position::{Position, ResumeToken, StartPoint};
+use crate::engine::state::Ahead;
+use crate::engine::stream::event::{Event, Operation, parse};
+use tokio::time::Instant;
+
+impl Owner<'_> {
+    /// Routes the events of the reply in hand.
+    pub(super) fn process(&mut self) -> Result<()> {
+        if self.paused.is_some() {
+            return Ok(());
+        }
+        let Some((reply, from)) = self.reply.take() else {
+            return Ok(());
+        };
+        let mut last = None;
+        let mut count = from;
+        let mut paused = None;
+        for raw in reply.events().skip(from) {
+            let event = parse(raw).map_err(malformed)?;
+            let goes_on = match (&self.open, event.transaction) {
+                (Some(open), Some(transaction)) => transaction.is(open),
+                _ => false,
+            };
+            if !goes_on {
+                self.open = None;
+                if self.is_full() {
+                    paused = Some(Pause::Full);
+                    break;
+                }
+            }
+            if event.operation.is_document() {
+                if self.waiting_bytes >= self.share(EIGHTHS.2) {
+                    paused = Some(Pause::Waiting);
+                    break;
+                }
+                self.route(&event)?;
+            } else if event.operation != Operation::Other {
+                paused = Some(Pause::Barrier);
+                break;
+            } else {
+                tracing::debug!(mirror = %self.config.name, event = event.operation_name, "event without effect");
+            }
+            count += 1;
+            self.progress.totals.events_read += 1;
+            last = Some((event.time, event.token));
+            if !goes_on {
+                self.open = event.transaction.map(|transaction| transaction.to_owned());
+            }
+        }
+        if let Some((time, token)) = last {
+            self.position = Position {
+                time,
+                start: StartPoint::After(ResumeToken::from_raw(token)),
+            };
+        }
+        self.paused = paused;
+        if self.paused.is_some() {
+            self.reply = Some((reply, count));
+            return Ok(());
+        }
+        if count == 0 {
+            // Nothing more is to come of a transaction that was open: an empty reply means that
+            // the server has shown everything up to its token.
+            self.open = None;
+        }
+        if self.open.is_none() {
+            self.position = Position {
+                time: reply.time.max(self.position.time),
+                start: StartPoint::After(reply.resume.clone()),
+            };
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.gather.entities().len() >= BATCH_DOCUMENTS
+            || self.gather.bytes() >= self.share(EIGHTHS.1)
+    }
+
+    /// One document event: into the batch, into a range's queue, or nowhere.
+    pub(super) fn route(&mut self, event: &Event<'_>) -> Result<()> {
+        let Some(collection) = event
+            .uuid
+            .as_ref()
+            .and_then(|uuid| self.plan.catalog.find(uuid))
+        else {
+            return Ok(());
+        };
+        let id = event.id.ok_or_else(|| malformed("no documentKey._id"))?;
+        if let Some(ranges) = self.plan.ranges.get_mut(&collection) {
+            match ranges.route(id, event.time) {
+                Route::Apply => {}
+                Route::Skip => return Ok(()),
+                Route::Wait(place) => {
+                    // The bytes of the event outlive its reply.
+                    let raw = event.raw.as_bytes().to_vec();
+                    self.waiting_bytes += raw.len();
+                    ranges.get_mut(place).waiting.push((event.time, raw));
+                    return Ok(());
+                }
+            }
+        }
+        if !self.ahead.is_empty() && self.is_ahead(event, id) {
+            return Ok(());
+        }
+        let refetch = !self.plan.abilities.internal_delta;
+        self.gather
+            .add(collection, event, refetch)
+            .map_err(malformed)
+    }
+
+    /// Whether the document was read later than this event.
+    pub(super) fn is_ahead(&mut self, event: &Event<'_>, id: Element<'_>) -> bool {
+        let Some(uuid) = event.uuid else {
+            return false;
+        };
+        let key = (uuid, Value::of(id));
+        match self.ahead.get(&key) {
+            Some(until) if event.time <= *until => true,
+            Some(_) => {
+                self.ahead.remove(&key);
+                self.ahead_changed = true;
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// Gives the batch to the writer if that is free and the batch ends between transactions.
+    pub(super) async fn hand_over_if_possible(&mut self) {
+        let at_barrier = self.paused == Some(Pause::Barrier);
+        if self.in_flight.is_some() || (self.open.is_some() && !at_barrier) {
+            return;
+        }
+        let moved = self.position != self.committed;
+        let due = self.checkpointed.elapsed() >= IDLE_CHECKPOINT || self.would_complete_copy();
+        if self.gather.is_empty() && !(moved && due) {
+            if moved {
+                // An idle source needs no write to be mirrored up to its token.
+                self.reached(self.position.clone(), false);
+            }
+            return;
+        }
+        self.hand_over().await;
+    }
+
+    /// Whether the copy of a collection only waits for the position to be durable.
+    pub(super) fn would_complete_copy(&self) -> bool {
+        self.plan.ranges.iter().any(|(collection, ranges)| {
+            self.plan.catalog.get(*collection).entry.copied
+                && ranges.applied_through().is_some_and(|through| {
+                    through > self.committed.time && through <= self.position.time
+                })
+        })
+    }
+
+    pub(super) async fn hand_over(&mut self) {
+        let batch = std::mem::take(&mut self.gather);
+        let mut names = Names::new();
+        let touched = batch.entities().iter().map(|entity| entity.collection);
+        let touched = touched.chain(batch.ranges_done.iter().map(|range| range.collection));
+        for collection in touched {
+            names.entry(collection).or_insert_with(|| {
+                let entry = &self.plan.catalog.get(collection).entry;
+                (entry.name.clone(), entry.uuid)
+            });
+        }
+        if self
+            .ahead
+            .values()
+            .any(|until| *until <= self.position.time)
+        {
+            let passed = self.position.time;
+            self.ahead.retain(|_, until| *until > passed);
+            self.ahead_changed = true;
+        }
+        let ahead = std::mem::take(&mut self.ahead_changed).then(|| self.ahead_list());
+        self.in_flight = Some(InFlight {
+            position: self.position.clone(),
+            counts: batch.counts,
+            collections: batch
+                .ranges_done
+                .iter()
+                .map(|range| range.collection)
+                .collect(),
+        });
+        let prepared = Prepared {
+            batch,
+            position: self.position.clone(),
+            names,
+            ahead: ahead.or_else(|| (!self.ahead.is_empty()).then(|| self.ahead_list())),
+        };
+        // The channel is empty while nothing is in flight; a closed one shows as a lost outcome.
+        let _ = self.writer.batches.send(prepared).await;
+    }
+
+    pub(super) fn ahead_list(&self) -> Vec<Ahead> {
+        self.ahead
+            .iter()
+            .map(|((uuid, id), until)| Ahead {
+                uuid: *uuid,
+                id: id.clone(),
+                until: *until,
+            })
+            .collect()
+    }
+
+    /// A batch is committed.
+    pub(super) fn written(&mut self, outcome: Option<Result<Written>>) -> Result<()> {
+        let written = outcome.ok_or_else(|| Error::Reply {
+            side: Side::Target,
+            doing: "write a batch",
+            what: "the writer has ended".into(),
+        })??;
+        let Some(in_flight) = self.in_flight.take() else {
+            return Ok(());
+        };
+        let totals = &mut self.progress.totals;
+        totals.events_applied += in_flight.counts.total();
+        totals.inserts += in_flight.counts.inserts;
+        totals.updates += in_flight.counts.updates;
+        totals.deletes += in_flight.counts.deletes;
+        totals.operations_written += written.operations;
+        totals.batches += 1;
+        totals.repaired += written.repaired;
+        totals.retries += written.retries;
+        if written.repaired > 0 {
+            tracing::warn!(mirror = %self.config.name, documents = written.repaired, "documents on the target were not as the source left them; repaired");
+        }
+        for ahead in written.ahead {
+            self.ahead.insert((ahead.uuid, ahead.id), ahead.until);
+        }
+        self.checkpointed = Instant::now();
+        self.reached(in_flight.position, true);
+        if !in_flight.collections.is_empty() {
+            self.finish_copied_collections();
+        }
+        Ok(())
+    }
+
+    /// The target now holds everything up to here.
+    pub(super) fn reached(&mut self, position: Position, durable: bool) {
+        self.monitor.reached(position.time);
+        self.progress.position = Some(position.time);
+        if durable {
+            self.committed = position;
+        }
+        self.update_phase();
+    }
+}

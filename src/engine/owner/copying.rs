@@ -1,0 +1,321 @@
+//! The initial copy as its owner sees it: lanes, ranges, indexes.
+
+use std::collections::HashSet;
+
+use bson::{DateTime, doc};
+use tokio_util::sync::CancellationToken;
+
+use super::{COPY_BATCH, Owner, malformed};
+use crate::engine::apply::ddl::{IndexProblem, create_indexes};
+use crate::engine::apply::gather::{CollectionIndex, RangeDone};
+use crate::engine::copy::lane::{Job, Lane, Report as LaneReport};
+use crate::engine::copy::ranges::released;
+use crate::engine::error::Result;
+use crate::engine::position::ClusterTime;
+use crate::engine::state::{RangeState, StateStore, encode_figures};
+
+impl Owner<'_> {
+    pub(super) fn is_copied(&self) -> bool {
+        self.plan.ranges.is_empty()
+    }
+
+    /// Sends idle lanes to the next pending ranges.
+    pub(super) fn start_lanes(&mut self) {
+        while !self.lane_sessions.is_empty() {
+            // Collections that are dropped or cancelled are no longer in the map.
+            let next = self
+                .plan
+                .ranges
+                .iter_mut()
+                .find_map(|(collection, ranges)| {
+                    ranges.next_pending().map(|range| (*collection, range))
+                });
+            let Some((collection, range)) = next else {
+                return;
+            };
+            range.state = RangeState::Copying;
+            let entry = &self.plan.catalog.get(collection).entry;
+            let size = self
+                .plan
+                .sizes
+                .get(&collection)
+                .copied()
+                .unwrap_or_default();
+            let job = Job {
+                collection,
+                uuid: entry.uuid,
+                name: entry.name.clone(),
+                number: range.number,
+                low: range.low.clone(),
+                high: range.high.clone(),
+                dirty: range.dirty,
+                batch_size: size.documents_in(COPY_BATCH),
+            };
+            range.dirty = true;
+            let stop = CancellationToken::new();
+            self.lane_stops
+                .insert((collection, job.number), stop.clone());
+            let lane = Lane {
+                source: self.plan.source.clone(),
+                target: self.plan.target.clone(),
+                state: self.plan.state.clone(),
+                epoch: self.plan.epoch,
+                abilities: self.plan.abilities,
+                reports: self.lane_reports.0.clone(),
+                stop,
+            };
+            // Invariant: checked by the loop's condition.
+            if let Some(session) = self.lane_sessions.pop() {
+                self.lanes.spawn(lane.copy(job, session));
+            }
+        }
+    }
+
+    pub(super) fn lane_reported(&mut self, report: LaneReport) -> Result<()> {
+        match report {
+            LaneReport::Progress {
+                collection,
+                number,
+                documents,
+                bytes,
+            } => {
+                if let Some(range) = self
+                    .plan
+                    .ranges
+                    .get_mut(&collection)
+                    .and_then(|ranges| ranges.numbered(number))
+                {
+                    range.documents = documents;
+                    range.bytes = bytes;
+                }
+            }
+            LaneReport::Done {
+                collection,
+                number,
+                at,
+                documents,
+                bytes,
+            } => {
+                self.lane_stops.remove(&(collection, number));
+                self.range_done(collection, number, at, (documents, bytes))?;
+            }
+            LaneReport::Gone { collection, number } => {
+                // Its drop is on the way in the stream; until then there is nothing to hold.
+                self.lane_stops.remove(&(collection, number));
+                let now = self.position.time;
+                self.range_done(collection, number, now, (0, 0))?;
+            }
+            LaneReport::Stopped { collection, number } => {
+                self.lane_stops.remove(&(collection, number));
+            }
+            LaneReport::Retrying(error) => {
+                self.progress.totals.retries += 1;
+                tracing::warn!(mirror = %self.config.name, %error, "copying a range again");
+            }
+            LaneReport::Failed(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// A range is on the target as of `at`: what waited for it joins the batch, which also makes
+    /// it durable, so that range and position always agree.
+    pub(super) fn range_done(
+        &mut self,
+        collection: CollectionIndex,
+        number: u32,
+        at: ClusterTime,
+        (documents, bytes): (u64, u64),
+    ) -> Result<()> {
+        let refetch = !self.plan.abilities.internal_delta;
+        let Some(ranges) = self.plan.ranges.get_mut(&collection) else {
+            return Ok(());
+        };
+        let Some(range) = ranges.numbered(number) else {
+            return Ok(());
+        };
+        range.documents = documents;
+        range.bytes = bytes;
+        range.state = RangeState::Done(at);
+        let waiting = std::mem::take(&mut range.waiting);
+        ranges.note_progress();
+        let freed: usize = waiting.iter().map(|(_, raw)| raw.len()).sum();
+        self.waiting_bytes = self.waiting_bytes.saturating_sub(freed);
+        let mut batch = released(waiting, at, collection, refetch).map_err(malformed)?;
+        batch.ranges_done.push(RangeDone {
+            collection,
+            number,
+            update: StateStore::range_done(at, documents, bytes),
+        });
+        self.gather.absorb(batch);
+        Ok(())
+    }
+
+    /// Builds the indexes of collections whose ranges are all durable.
+    pub(super) fn finish_copied_collections(&mut self) {
+        let pending: HashSet<CollectionIndex> = self
+            .gather
+            .ranges_done
+            .iter()
+            .map(|range| range.collection)
+            .collect();
+        let copied: Vec<CollectionIndex> = self
+            .plan
+            .ranges
+            .iter()
+            .filter(|(collection, ranges)| {
+                ranges.is_done()
+                    && !pending.contains(collection)
+                    && !self.building.contains(collection)
+            })
+            .map(|(collection, _)| *collection)
+            .collect();
+        for collection in copied {
+            self.building.insert(collection);
+            let entry = self.plan.catalog.get(collection).entry.clone();
+            let target = self.plan.target.clone();
+            self.builds.spawn(async move {
+                let problems =
+                    create_indexes(&target, &entry.name, &entry.pending_indexes, entry.collated)
+                        .await?;
+                Ok((collection, problems))
+            });
+        }
+        if self.plan.ranges.is_empty() {
+            self.update_phase();
+        }
+    }
+
+    pub(super) async fn built(
+        &mut self,
+        built: Result<Result<(CollectionIndex, Vec<IndexProblem>)>, tokio::task::JoinError>,
+    ) -> Result<()> {
+        let Ok(built) = built else {
+            return Ok(());
+        };
+        let (collection, problems) = built?;
+        self.building.remove(&collection);
+        self.note_index_problems(collection, problems);
+        self.try_complete(collection).await
+    }
+
+    /// A collection is copied and its indexes are built: its ranges are history once the position
+    /// has passed the last of their times.
+    pub(super) async fn try_complete(&mut self, collection: CollectionIndex) -> Result<()> {
+        let entry = &mut self.plan.catalog.get_mut(collection).entry;
+        entry.copied = true;
+        let entry = entry.clone();
+        self.plan.state.put_collection(&entry).await?;
+        self.drop_passed_ranges().await
+    }
+
+    /// Forgets ranges that no event can fall before any more.
+    pub(super) async fn drop_passed_ranges(&mut self) -> Result<()> {
+        let passed: Vec<CollectionIndex> = self
+            .plan
+            .ranges
+            .iter()
+            .filter(|(collection, ranges)| {
+                self.plan.catalog.get(**collection).entry.copied
+                    && ranges
+                        .applied_through()
+                        .is_some_and(|through| through <= self.committed.time)
+            })
+            .map(|(collection, _)| *collection)
+            .collect();
+        for collection in passed {
+            self.forget_ranges(collection);
+            let uuid = self.plan.catalog.get(collection).entry.uuid;
+            self.plan.state.remove_ranges(uuid).await?;
+            let set = doc! {"copy": encode_figures(&self.plan.figures)};
+            self.plan.state.update(self.plan.epoch, set).await?;
+        }
+        if self.plan.ranges.is_empty() && self.plan.figures.completed_at.is_none() {
+            self.plan.figures.completed_at = Some(DateTime::now());
+            let set = doc! {"copy": encode_figures(&self.plan.figures)};
+            self.plan.state.update(self.plan.epoch, set).await?;
+        }
+        Ok(())
+    }
+
+    /// The copied counts of ranges that go away stay in the totals.
+    pub(super) fn forget_ranges(&mut self, collection: CollectionIndex) {
+        if let Some(ranges) = self.plan.ranges.remove(&collection) {
+            for range in ranges.iter() {
+                self.plan.figures.documents_copied += range.documents;
+                self.plan.figures.bytes_copied += range.bytes;
+                let freed: usize = range.waiting.iter().map(|(_, raw)| raw.len()).sum();
+                self.waiting_bytes = self.waiting_bytes.saturating_sub(freed);
+            }
+        }
+    }
+
+    pub(super) fn note_index_problems(
+        &mut self,
+        collection: CollectionIndex,
+        problems: Vec<IndexProblem>,
+    ) {
+        for problem in problems {
+            self.index_problems
+                .insert((collection, problem.index), problem.reason);
+        }
+    }
+
+    pub(super) fn forget_index_problem(&mut self, collection: CollectionIndex, index: &str) {
+        self.index_problems.remove(&(collection, index.to_owned()));
+    }
+
+    /// Stops the lanes of one collection, or all, and waits until nothing of theirs is under way.
+    pub(super) async fn stop_lanes(&mut self, collection: Option<CollectionIndex>) {
+        let concerned =
+            |lane: &(CollectionIndex, u32)| collection.is_none_or(|only| lane.0 == only);
+        for (lane, stop) in &self.lane_stops {
+            if concerned(lane) {
+                stop.cancel();
+            }
+        }
+        while self.lane_stops.keys().any(concerned) {
+            tokio::select! {
+                report = self.lane_reports.1.recv() => {
+                    let Some(report) = report else { break };
+                    match report {
+                        LaneReport::Stopped { collection, number }
+                        | LaneReport::Gone { collection, number }
+                        | LaneReport::Done { collection, number, .. }
+                            if concerned(&(collection, number)) =>
+                        {
+                            self.lane_stops.remove(&(collection, number));
+                        }
+                        LaneReport::Failed(_) => break,
+                        // Of another collection: as usual. An error would show again.
+                        other => drop(self.lane_reported(other)),
+                    }
+                }
+                Some(joined) = self.lanes.join_next() => match joined {
+                    Ok(session) => self.lane_sessions.push(session),
+                    Err(_) => break,
+                }
+            }
+        }
+        for (index, ranges) in &mut self.plan.ranges {
+            if collection.is_none_or(|only| only == *index) {
+                for range in ranges.iter() {
+                    let freed: usize = range.waiting.iter().map(|(_, raw)| raw.len()).sum();
+                    self.waiting_bytes = self.waiting_bytes.saturating_sub(freed);
+                }
+                ranges.interrupt();
+            }
+        }
+    }
+
+    /// Waits for the index builds of one collection.
+    pub(super) async fn await_build(&mut self, collection: CollectionIndex) -> Result<()> {
+        while self.building.contains(&collection) {
+            let Some(built) = self.builds.join_next().await else {
+                self.building.remove(&collection);
+                break;
+            };
+            self.built(built).await?;
+        }
+        Ok(())
+    }
+}

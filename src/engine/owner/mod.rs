@@ -1,0 +1,320 @@
+//! The one task that owns a running mirror: what it knows, and what happens next.
+//!
+//! Other tasks are thin: the stream reader, the writer, the copy lanes and the monitor do as they
+//! are told and report. All decisions are here and in the pure parts it calls, so there are no
+//! locks and no orders of events to think about but one.
+
+mod barrier;
+mod batches;
+mod copying;
+mod lag;
+mod outward;
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use mongodb::ClientSession;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::apply::ddl::IndexProblem;
+use super::apply::gather::{Batch, CollectionIndex, Counts};
+use super::apply::writer::{Prepared, Writer, Written};
+use super::bson::order::Value;
+use super::config::MirrorConfig;
+use super::copy::lane::Report as LaneReport;
+use super::error::{Error, Result, Side};
+use super::plan::Planned;
+use super::position::{ClusterTime, Position};
+use super::progress::{ApplyForm, Progress};
+use super::stream::event::{Transaction, Uuid};
+use super::stream::reader::{self, Reply, Report as StreamReport};
+use lag::Monitor;
+
+/// A batch is closed at this many documents: transactions of a thousand cost no more per document
+/// than plain writes, and beyond some thousands only the wait for a batch grows.
+const BATCH_DOCUMENTS: usize = 4000;
+
+/// A position without changes is written at most this often: where source and target are one
+/// deployment, each such write moves the source's own clock again.
+const IDLE_CHECKPOINT: Duration = Duration::from_secs(10);
+
+/// Progress is published at most this often while things run.
+const PUBLISH: Duration = Duration::from_millis(200);
+
+/// What was synced is logged at most this often.
+const LOG: Duration = Duration::from_secs(10);
+
+/// Documents of the source read in one batch by a copy lane, in bytes.
+const COPY_BATCH: u64 = 1_500_000;
+
+/// Shares of the memory budget, in eighths: replies read ahead, the batch being gathered (as much
+/// again is being written), events that wait for a range.
+const EIGHTHS: (usize, usize, usize) = (2, 1, 2);
+
+/// Why the processing of a reply stopped before its end.
+#[derive(PartialEq, Eq, Debug)]
+enum Pause {
+    /// The batch is full.
+    Full,
+    /// A collection command is next.
+    Barrier,
+    /// Too many events wait for ranges that are being copied.
+    Waiting,
+}
+
+/// A running mirror.
+pub struct Owner<'a> {
+    config: &'a MirrorConfig,
+    publish: &'a watch::Sender<Progress>,
+    plan: Planned,
+    progress: Progress,
+    published: Instant,
+    logged: (Instant, Progress),
+
+    /// The batch being gathered, and where the mirror stands after it.
+    gather: Batch,
+    position: Position,
+    /// The source transaction that the batch ends in the middle of.
+    open: Option<Transaction>,
+    /// A reply that is not yet processed to its end, and how far it is.
+    reply: Option<(Reply, usize)>,
+    paused: Option<Pause>,
+    waiting_bytes: usize,
+    ahead: HashMap<(Uuid, Value), ClusterTime>,
+    ahead_changed: bool,
+
+    /// Where the target stands for certain.
+    committed: Position,
+    checkpointed: Instant,
+    writer: WriterTask,
+    in_flight: Option<InFlight>,
+
+    lanes: JoinSet<ClientSession>,
+    lane_reports: (mpsc::Sender<LaneReport>, mpsc::Receiver<LaneReport>),
+    lane_sessions: Vec<ClientSession>,
+    lane_stops: HashMap<(CollectionIndex, u32), CancellationToken>,
+    builds: JoinSet<Result<(CollectionIndex, Vec<IndexProblem>)>>,
+    building: HashSet<CollectionIndex>,
+    index_problems: HashMap<(CollectionIndex, String), String>,
+
+    monitor: Monitor,
+    caught_up: bool,
+}
+
+/// A batch on its way.
+struct InFlight {
+    position: Position,
+    counts: Counts,
+    collections: Vec<CollectionIndex>,
+}
+
+struct WriterTask {
+    batches: mpsc::Sender<Prepared>,
+    outcomes: mpsc::Receiver<Result<Written>>,
+    task: JoinHandle<()>,
+}
+
+impl WriterTask {
+    fn start(mut writer: Writer) -> Self {
+        let (batches, mut next) = mpsc::channel::<Prepared>(1);
+        let (done, outcomes) = mpsc::channel(1);
+        let task = tokio::spawn(async move {
+            while let Some(prepared) = next.recv().await {
+                let outcome = writer.write(&prepared).await;
+                if done.send(outcome).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Self {
+            batches,
+            outcomes,
+            task,
+        }
+    }
+}
+
+impl<'a> Owner<'a> {
+    /// Takes a plan over.
+    pub fn new(
+        config: &'a MirrorConfig,
+        mut plan: Planned,
+        publish: &'a watch::Sender<Progress>,
+    ) -> Self {
+        let mut sessions = std::mem::take(&mut plan.sessions);
+        let writer = Writer {
+            target: plan.target.clone(),
+            state: plan.state.clone(),
+            source: plan.source.clone(),
+            epoch: plan.epoch,
+            abilities: plan.abilities,
+            session: sessions.pop(),
+        };
+        let ahead = plan
+            .ahead
+            .iter()
+            .map(|ahead| ((ahead.uuid, ahead.id.clone()), ahead.until))
+            .collect();
+        let mut progress = publish.borrow().clone();
+        progress.apply_form = Some(if plan.abilities.internal_delta {
+            ApplyForm::InternalDelta
+        } else {
+            ApplyForm::Refetch
+        });
+        let now = Instant::now();
+        Self {
+            config,
+            publish,
+            position: plan.position.clone(),
+            committed: plan.position.clone(),
+            monitor: Monitor::start(&plan.source),
+            published: now,
+            logged: (now, progress.clone()),
+            progress,
+            gather: Batch::default(),
+            open: None,
+            reply: None,
+            paused: None,
+            waiting_bytes: 0,
+            ahead,
+            ahead_changed: false,
+            checkpointed: now,
+            writer: WriterTask::start(writer),
+            in_flight: None,
+            lanes: JoinSet::new(),
+            lane_reports: mpsc::channel(64),
+            lane_sessions: sessions,
+            lane_stops: HashMap::new(),
+            builds: JoinSet::new(),
+            building: HashSet::new(),
+            index_problems: HashMap::new(),
+            caught_up: false,
+            plan,
+        }
+    }
+
+    /// Runs until asked to stop, then finishes the batch in hand.
+    ///
+    /// # Errors
+    /// What made it impossible to go on; the checkpoint is where to start over from.
+    pub async fn run(mut self, stop: &CancellationToken) -> Result<()> {
+        let (reports, mut stream) = mpsc::channel(4);
+        let budget = reader::budget(self.share(EIGHTHS.0));
+        let reading = tokio::spawn(reader::read(
+            self.plan.source.clone(),
+            self.plan.position.clone(),
+            self.plan.flags,
+            budget,
+            reports,
+        ));
+        let outcome = self.attend(stop, &mut stream).await;
+        drop(stream);
+        // Leave nothing running that still writes: the next run must find a quiet target.
+        self.stop_lanes(None).await;
+        self.builds.abort_all();
+        let finished = match outcome {
+            Ok(()) => self.finish().await,
+            Err(error) => Err(error),
+        };
+        self.monitor.stop();
+        self.writer.task.abort();
+        reading.abort();
+        finished
+    }
+
+    /// The loop: one thing after the other.
+    async fn attend(
+        &mut self,
+        stop: &CancellationToken,
+        stream: &mut mpsc::Receiver<StreamReport>,
+    ) -> Result<()> {
+        let mut tick = tokio::time::interval(PUBLISH);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.finish_copied_collections();
+        loop {
+            self.start_lanes();
+            self.advance().await?;
+            if !self.plan.ranges.is_empty() {
+                self.drop_passed_ranges().await?;
+            }
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                outcome = self.writer.outcomes.recv(), if self.in_flight.is_some() => {
+                    self.written(outcome)?;
+                }
+                Some(report) = self.lane_reports.1.recv() => self.lane_reported(report)?,
+                Some(joined) = self.lanes.join_next() => {
+                    if let Ok(session) = joined {
+                        self.lane_sessions.push(session);
+                    }
+                }
+                Some(built) = self.builds.join_next() => self.built(built).await?,
+                report = stream.recv(), if self.reply.is_none() => self.stream_reported(report)?,
+                sample = self.monitor.next() => self.sampled(sample),
+                _ = tick.tick() => {}
+            }
+            self.publish_if_due();
+        }
+    }
+
+    /// Everything that can be done without waiting for a report.
+    async fn advance(&mut self) -> Result<()> {
+        loop {
+            self.process()?;
+            self.hand_over_if_possible().await;
+            let idle = self.in_flight.is_none() && self.gather.is_empty();
+            match self.paused {
+                Some(Pause::Barrier) if idle => self.barrier().await?,
+                Some(Pause::Full) if self.gather.is_empty() => self.paused = None,
+                Some(Pause::Waiting) if self.waiting_bytes < self.share(EIGHTHS.2) => {
+                    self.paused = None;
+                }
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// Writes what is gathered; the last thing before the mirror ends.
+    async fn finish(&mut self) -> Result<()> {
+        if self.in_flight.is_some() {
+            let outcome = self.writer.outcomes.recv().await;
+            self.written(outcome)?;
+        }
+        if self.open.is_none() && (!self.gather.is_empty() || self.position != self.committed) {
+            self.hand_over().await;
+            let outcome = self.writer.outcomes.recv().await;
+            self.written(outcome)?;
+        }
+        self.publish_now();
+        Ok(())
+    }
+
+    /// The barrier is passed: the next event follows.
+    pub(super) fn pass_barrier(&mut self, reply: Reply, place: usize, position: Position) {
+        self.paused = None;
+        self.position = position;
+        self.open = None;
+        self.reply = Some((reply, place + 1));
+        self.progress.totals.commands += 1;
+        self.progress.totals.events_read += 1;
+        // A command is cheap to repeat, but not for ever.
+        self.checkpointed = Instant::now()
+            .checked_sub(IDLE_CHECKPOINT)
+            .unwrap_or_else(Instant::now);
+    }
+
+    fn share(&self, eighths: usize) -> usize {
+        self.config.limits.memory_bytes / 8 * eighths
+    }
+}
+
+pub(super) fn malformed(what: &str) -> Error {
+    Error::Reply {
+        side: Side::Source,
+        doing: "read a change event",
+        what: what.to_owned(),
+    }
+}

@@ -1,0 +1,169 @@
+//! What the owner hears of the source, and what it tells of the mirror.
+
+use std::time::SystemTime;
+
+use bson::DateTime;
+use tokio::time::Instant;
+
+use super::lag::Sample;
+use super::{LOG, Owner, PUBLISH};
+use crate::engine::error::{Error, Result, Side};
+use crate::engine::progress::{InitialSync, Phase, Problem, Unsupported};
+use crate::engine::stream::reader::Report as StreamReport;
+
+impl Owner<'_> {
+    pub(super) fn stream_reported(&mut self, report: Option<StreamReport>) -> Result<()> {
+        match report {
+            Some(StreamReport::Reply(reply)) => {
+                self.progress.source.set(true, "");
+                self.clear_problem();
+                self.reply = Some((reply, 0));
+            }
+            Some(StreamReport::Lost(error)) => {
+                let message = error.to_string();
+                tracing::warn!(mirror = %self.config.name, "connection to the source lost: {message}");
+                self.progress.source.set(false, message.clone());
+                self.progress.totals.retries += 1;
+                self.progress.problem = Some(Problem {
+                    reason: error.reason(),
+                    message,
+                    needs_human: false,
+                    since: SystemTime::now(),
+                });
+            }
+            Some(StreamReport::Regained) => {
+                tracing::info!(mirror = %self.config.name, "connection to the source regained");
+                self.progress.source.set(true, "");
+                self.clear_problem();
+            }
+            Some(StreamReport::Ended(error)) => return Err(error),
+            None => {
+                return Err(Error::Reply {
+                    side: Side::Source,
+                    doing: "read the change stream",
+                    what: "the reader has ended".into(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn clear_problem(&mut self) {
+        self.progress.problem = None;
+    }
+
+    pub(super) fn sampled(&mut self, sample: Sample) {
+        self.monitor.note(sample);
+        self.update_phase();
+        self.progress.measured_at = Some(SystemTime::now());
+    }
+
+    /// Copying, until no range is left; catching up, until the source's own time was reached once.
+    pub(super) fn update_phase(&mut self) {
+        let phase = if !self.is_copied() {
+            Phase::Copying
+        } else if self.caught_up || self.monitor.is_caught_up() {
+            self.caught_up = true;
+            Phase::Mirroring
+        } else {
+            Phase::CatchingUp
+        };
+        if self.is_copied() {
+            self.progress.consistent_at = self.progress.position;
+        }
+        if phase != self.progress.phase {
+            self.progress.phase = phase;
+            self.published = Instant::now()
+                .checked_sub(PUBLISH)
+                .unwrap_or_else(Instant::now);
+            tracing::info!(mirror = %self.config.name, phase = ?phase, position = ?self.progress.position.map(|p| p.to_string()), "phase");
+        }
+        self.progress.lag = self.monitor.lag();
+    }
+
+    pub(super) fn publish_if_due(&mut self) {
+        if self.published.elapsed() >= PUBLISH {
+            self.publish_now();
+        }
+        if self.logged.0.elapsed() >= LOG {
+            self.log();
+        }
+    }
+
+    pub(super) fn publish_now(&mut self) {
+        self.published = Instant::now();
+        self.progress.initial_sync = Some(self.initial_sync());
+        self.progress.unsupported = self.unsupported();
+        self.progress.target.set(true, "");
+        self.progress.lag = self.monitor.lag();
+        self.publish.send_replace(self.progress.clone());
+    }
+
+    pub(super) fn initial_sync(&self) -> InitialSync {
+        let figures = &self.plan.figures;
+        let mut sync = InitialSync {
+            documents_total: figures.documents_total,
+            bytes_total: figures.bytes_total,
+            documents_copied: figures.documents_copied,
+            bytes_copied: figures.bytes_copied,
+            started_at: figures.started_at.map(DateTime::to_system_time),
+            completed_at: figures.completed_at.map(DateTime::to_system_time),
+            ..InitialSync::default()
+        };
+        for (index, _) in self.plan.catalog.alive() {
+            sync.collections_total += 1;
+            match self.plan.ranges.get(&index) {
+                None => sync.collections_done += 1,
+                Some(ranges) => {
+                    for range in ranges.iter() {
+                        sync.documents_copied += range.documents;
+                        sync.bytes_copied += range.bytes;
+                    }
+                }
+            }
+        }
+        sync
+    }
+
+    pub(super) fn unsupported(&self) -> Vec<Unsupported> {
+        let mut all: Vec<Unsupported> = self.plan.catalog.left_out().cloned().collect();
+        for ((collection, index), reason) in &self.index_problems {
+            let collection = self.plan.catalog.get(*collection);
+            if collection.alive {
+                all.push(Unsupported {
+                    name: format!("{} (index {index})", collection.entry.name),
+                    reason: reason.clone(),
+                });
+            }
+        }
+        all.sort();
+        all
+    }
+
+    /// One line about what was synced since the last one, if anything was.
+    pub(super) fn log(&mut self) {
+        let (now, before) = (self.progress.totals, self.logged.1.totals);
+        if self.progress.phase == Phase::Copying {
+            let sync = self.initial_sync();
+            tracing::info!(
+                mirror = %self.config.name,
+                documents = sync.documents_copied,
+                of = sync.documents_total,
+                percent = sync.percent(),
+                "copying"
+            );
+        }
+        if now.events_applied > before.events_applied {
+            tracing::info!(
+                mirror = %self.config.name,
+                inserts = now.inserts - before.inserts,
+                updates = now.updates - before.updates,
+                deletes = now.deletes - before.deletes,
+                batches = now.batches - before.batches,
+                lag_ms = self.progress.lag.map(|lag| u64::try_from(lag.as_millis()).unwrap_or(u64::MAX)),
+                "synced"
+            );
+        }
+        self.logged = (Instant::now(), self.progress.clone());
+    }
+}
