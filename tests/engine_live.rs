@@ -11,26 +11,65 @@ use testbed::{ReplicaSet, Version};
 #[tokio::test(flavor = "multi_thread")]
 async fn every_kind_of_write_arrives_on_both_versions() {
     for version in Version::ALL {
-        let set = ReplicaSet::builder().version(version).start().await.unwrap();
+        let set = ReplicaSet::builder()
+            .version(version)
+            .start()
+            .await
+            .unwrap();
         let client = set.client().await.unwrap();
         let (source, target) = (client.database("shop"), client.database("shop_backup"));
         fill(&source, "orders", 0, 5000).await;
         let orders = source.collection::<Document>("orders");
         orders
-            .create_index(mongodb::IndexModel::builder().keys(doc! {"customer": 1}).build())
+            .create_index(
+                mongodb::IndexModel::builder()
+                    .keys(doc! {"customer": 1})
+                    .build(),
+            )
             .await
             .unwrap();
         let mirror = MirrorHandle::start(config(&set.uri(), &set.uri(), "shop"));
         let progress = mirroring(&mirror).await;
         assert_eq!(progress.initial_sync.unwrap().percent(), 100);
         orders.insert_one(doc! {"_id": -1, "a": 1}).await.unwrap();
-        orders.update_many(doc! {"quantity": 3}, doc! {"$set": {"status": "paid"}, "$inc": {"total": 1}}).await.unwrap();
-        orders.update_many(doc! {"quantity": 4}, doc! {"$push": {"tags": "new"}, "$set": {"address.geo.z": 1}}).await.unwrap();
-        orders.update_many(doc! {"quantity": 5}, doc! {"$unset": {"note": ""}, "$rename": {"nothing": "something"}}).await.unwrap();
-        orders.replace_one(doc! {"_id": 7}, doc! {"b": 1, "a": 2}).await.unwrap();
+        orders
+            .update_many(
+                doc! {"quantity": 3},
+                doc! {"$set": {"status": "paid"}, "$inc": {"total": 1}},
+            )
+            .await
+            .unwrap();
+        orders
+            .update_many(
+                doc! {"quantity": 4},
+                doc! {"$push": {"tags": "new"}, "$set": {"address.geo.z": 1}},
+            )
+            .await
+            .unwrap();
+        orders
+            .update_many(
+                doc! {"quantity": 5},
+                doc! {"$unset": {"note": ""}, "$rename": {"nothing": "something"}},
+            )
+            .await
+            .unwrap();
+        orders
+            .replace_one(doc! {"_id": 7}, doc! {"b": 1, "a": 2})
+            .await
+            .unwrap();
         orders.delete_many(doc! {"quantity": 6}).await.unwrap();
-        orders.update_one(doc! {"_id": 9}, vec![doc! {"$replaceWith": {"_id": 9, "z": "$total", "y": 1}}]).await.unwrap();
-        source.collection::<Document>("made_later").insert_one(doc! {"x": 1}).await.unwrap();
+        orders
+            .update_one(
+                doc! {"_id": 9},
+                vec![doc! {"$replaceWith": {"_id": 9, "z": "$total", "y": 1}}],
+            )
+            .await
+            .unwrap();
+        source
+            .collection::<Document>("made_later")
+            .insert_one(doc! {"x": 1})
+            .await
+            .unwrap();
         caught_up(&mirror, &client).await;
         assert_equal(&source, &target).await;
         let last = mirror.stop().await;
@@ -49,7 +88,11 @@ async fn a_stopped_mirror_goes_on_where_it_was() {
     mirroring(&mirror).await;
     mirror.stop().await;
     fill(&source, "orders", 2000, 500).await;
-    source.collection::<Document>("orders").delete_many(doc! {"_id": {"$lt": 100}}).await.unwrap();
+    source
+        .collection::<Document>("orders")
+        .delete_many(doc! {"_id": {"$lt": 100}})
+        .await
+        .unwrap();
     let mirror = MirrorHandle::start(config);
     let progress = caught_up(&mirror, &client).await;
     assert_ne!(progress.phase, Phase::Copying);

@@ -15,7 +15,9 @@ use super::catalog::{self, Catalog, Listed, is_collated, list_indexes, target_op
 use super::command::Commands;
 use super::config::{Endpoint, MirrorConfig};
 use super::connection::client::connect;
-use super::connection::probe::{Server, TargetAbilities, operation_time, probe, target_abilities};
+use super::connection::probe::{
+    Server, TargetAbilities, await_committed, operation_time, probe, target_abilities,
+};
 use super::copy::ranges::Ranges;
 use super::copy::split::{Size, bounds, size};
 use super::error::{Error, Result, Side};
@@ -306,6 +308,7 @@ impl Planned {
         let mut before = catalog::list(&self.source, Side::Source).await?;
         loop {
             let t0 = operation_time(self.source.client()).await?;
+            await_committed(&self.source_commands(), t0).await?;
             let mut indexes = Vec::with_capacity(before.len());
             for listed in &before {
                 let wanted = config.selection.selects(&listed.name) && listed.kind == "collection";

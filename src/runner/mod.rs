@@ -2,6 +2,13 @@
 //!
 //! Nothing above this room knows where a mirror lives: today in a task of this process.
 
+pub mod decide;
+pub mod journal;
+pub mod registry;
+pub mod slot;
+pub mod translate;
+pub mod words;
+
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;

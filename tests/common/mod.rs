@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "every test file uses its own part")]
 
+pub mod workload;
+
 use std::time::Duration;
 
 use bson::{Bson, Document, RawDocumentBuf, doc};
@@ -16,8 +18,19 @@ use mongomirror::runner::MirrorHandle;
 /// Longest wait for anything in a test; reaching it is a failure.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
+/// Shows the product's log lines of a test that fails.
+pub fn show_logs() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| "mongomirror=info".into());
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_test_writer()
+        .try_init();
+}
+
 /// A mirror of `database` into `<database>_backup`.
 pub fn config(source: &str, target: &str, database: &str) -> MirrorConfig {
+    show_logs();
     let endpoint = |uri: &str, database: String| Endpoint {
         uri: ConnectionUri::parse(uri).expect("the test bed's own string"),
         database,
@@ -42,13 +55,19 @@ pub async fn wait_for(
     match found {
         Ok(Ok(found)) => found.clone(),
         Ok(Err(_)) => panic!("the mirror ended while waiting for: {what}"),
-        Err(_) => panic!("still not: {what}; {:#?}", mirror.progress().borrow().clone()),
+        Err(_) => panic!(
+            "still not: {what}; {:#?}",
+            mirror.progress().borrow().clone()
+        ),
     }
 }
 
 /// Waits until the mirror is live.
 pub async fn mirroring(mirror: &MirrorHandle) -> Progress {
-    wait_for(mirror, "mirroring", |progress| progress.phase == Phase::Mirroring).await
+    wait_for(mirror, "mirroring", |progress| {
+        progress.phase == Phase::Mirroring
+    })
+    .await
 }
 
 /// Waits until the target holds everything the source holds now.
@@ -76,7 +95,10 @@ async fn hashes(db: &Database) -> Document {
 /// Options and indexes of every collection, as far as they shall be equal.
 async fn definitions(db: &Database) -> Document {
     let mut all = Document::new();
-    let cursor = db.run_cursor_command(doc! {"listCollections": 1}).await.expect("listCollections");
+    let cursor = db
+        .run_cursor_command(doc! {"listCollections": 1})
+        .await
+        .expect("listCollections");
     let mut listed: Vec<Document> = cursor.try_collect().await.expect("listCollections");
     listed.sort_by_key(|document| document.get_str("name").unwrap_or_default().to_owned());
     for document in listed {
@@ -85,7 +107,10 @@ async fn definitions(db: &Database) -> Document {
             continue;
         }
         let mut definition = doc! {"options": document.get("options").cloned()};
-        if document.get_str("type").is_ok_and(|kind| kind == "collection") {
+        if document
+            .get_str("type")
+            .is_ok_and(|kind| kind == "collection")
+        {
             let cursor = db
                 .run_cursor_command(doc! {"listIndexes": &name})
                 .await
@@ -134,10 +159,18 @@ async fn explain(source: &Database, target: &Database, name: &str) {
     };
     let (left, right) = (read(source).await, read(target).await);
     eprintln!("{name}: {} documents against {}", left.len(), right.len());
-    for document in left.iter().filter(|document| !right.contains(document)).take(3) {
+    for document in left
+        .iter()
+        .filter(|document| !right.contains(document))
+        .take(3)
+    {
         eprintln!("  source {document:?}");
     }
-    for document in right.iter().filter(|document| !left.contains(document)).take(3) {
+    for document in right
+        .iter()
+        .filter(|document| !left.contains(document))
+        .take(3)
+    {
         eprintln!("  target {document:?}");
     }
 }

@@ -114,6 +114,22 @@ pub async fn operation_time(client: &Client) -> Result<ClusterTime> {
     }
 }
 
+/// Waits until everything up to `time` is committed and visible.
+///
+/// A server hands times out before the operations that carry them are done: until then something
+/// older than a known time can still appear (`facts` mongodb 6.1).
+///
+/// # Errors
+/// What the exchange met.
+pub async fn await_committed(source: &Commands, time: ClusterTime) -> Result<()> {
+    let read = doc! {
+        "find": "mongomirror.nothing",
+        "limit": 1,
+        "readConcern": {"level": "majority", "afterClusterTime": bson::Timestamp::from(time)},
+    };
+    source.run("wait for a cluster time", read).await.map(drop)
+}
+
 /// The newest majority-committed operation of the source.
 ///
 /// # Errors

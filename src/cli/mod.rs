@@ -1,0 +1,100 @@
+//! The commands. One file each; what they print goes through one [`Printer`].
+
+mod display;
+mod follow;
+mod manifest;
+mod operator;
+mod printer;
+mod run;
+mod signals;
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::resource::crd;
+use crate::telemetry::{self, LogFormat};
+use printer::Printer;
+
+/// Keeps a second MongoDB database exactly equal to the first, live.
+///
+/// A mirror copies its source database once, then follows it: the target is, at every moment,
+/// exactly what the source was at a known time. Mirrors are described by MongoMirror manifests,
+/// run either by the operator in a Kubernetes cluster or by `run` anywhere.
+#[derive(Parser)]
+#[command(name = "mongomirror", version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+
+    /// The form of log lines. What is logged is chosen with RUST_LOG.
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        env = "MONGOMIRROR_LOG_FORMAT",
+        value_name = "FORMAT"
+    )]
+    log_format: LogFormat,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Operator(operator::Arguments),
+    Run(run::Arguments),
+    /// Print the CustomResourceDefinition.
+    ///
+    /// Apply it before the operator: mongomirror crd | kubectl apply -f -
+    Crd,
+}
+
+/// Runs the command that the process was started with.
+///
+/// Ends with 0 when it is done or was asked to end, 1 when it failed, 2 when it was not
+/// understood.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let printer = Printer::new();
+    telemetry::init(arguments.log_format, printer.is_terminal(), printer.clone());
+    match execute(arguments.command, &printer) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            printer.error(&*error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(command: Command, printer: &Printer) -> Result<(), Box<dyn Error>> {
+    if let Command::Crd = command {
+        printer.result(&crd::yaml());
+        return Ok(());
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let outcome = runtime.block_on(async {
+        let stop = signals::stop_token()?;
+        match command {
+            Command::Operator(arguments) => operator::execute(arguments, stop).await,
+            Command::Run(arguments) => run::execute(arguments, printer, stop).await,
+            Command::Crd => Ok(()),
+        }
+    });
+    // Everything worth waiting for was waited for.
+    runtime.shutdown_background();
+    outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,128 @@
+//! The status API, health and metrics, over HTTP. Read only.
+
+mod api;
+mod metrics;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::runner::registry::Registry;
+
+/// The server cannot run.
+#[derive(Debug, Error)]
+pub enum HttpError {
+    /// The address cannot be listened on.
+    #[error("failed to listen on {address}: name a free address with --listen")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The listener broke.
+    #[error("the HTTP server ended")]
+    Serve(#[source] io::Error),
+}
+
+/// What every request may see.
+struct Shared {
+    registry: Registry,
+    ready: watch::Receiver<bool>,
+    metrics: prometheus_client::registry::Registry,
+}
+
+/// An address that is being listened on.
+pub struct Server {
+    listener: TcpListener,
+    router: Router,
+}
+
+impl Server {
+    /// Starts to listen. `ready` says what `/readyz` answers.
+    ///
+    /// # Errors
+    /// If the address is taken or not this machine's.
+    pub async fn bind(
+        address: SocketAddr,
+        registry: Registry,
+        ready: watch::Receiver<bool>,
+    ) -> Result<Self, HttpError> {
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|source| HttpError::Listen { address, source })?;
+        Ok(Self {
+            listener,
+            router: router(registry, ready),
+        })
+    }
+
+    /// The address, with the port that was chosen if port 0 was asked for.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.listener.local_addr().ok()
+    }
+
+    /// Serves until `stop`.
+    ///
+    /// # Errors
+    /// If the listener breaks.
+    pub async fn serve(self, stop: CancellationToken) -> Result<(), HttpError> {
+        // No graceful shutdown: a reader that keeps its connection open must not hold up the end.
+        tokio::select! {
+            ended = axum::serve(self.listener, self.router).into_future() => {
+                ended.map_err(HttpError::Serve)
+            }
+            () = stop.cancelled() => Ok(()),
+        }
+    }
+}
+
+fn router(registry: Registry, ready: watch::Receiver<bool>) -> Router {
+    let metrics = metrics::registry(registry.clone());
+    let shared = Arc::new(Shared {
+        registry,
+        ready,
+        metrics,
+    });
+    Router::new()
+        .route("/api/v1/mirrors", get(api::list))
+        .route("/api/v1/mirrors/{namespace}/{name}", get(api::one))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics_text))
+        .fallback(|| async { api::error(StatusCode::NOT_FOUND, "there is nothing at this path") })
+        .with_state(shared)
+}
+
+async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
+    if *shared.ready.borrow() {
+        "ok\n".into_response()
+    } else {
+        let text = "not ready: the mirrors to run are not known yet\n";
+        (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+    }
+}
+
+async fn metrics_text(State(shared): State<Arc<Shared>>) -> Response {
+    let mut text = String::new();
+    match prometheus_client::encoding::text::encode(&mut text, &shared.metrics) {
+        Ok(()) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], text).into_response()
+        }
+        Err(_) => api::error(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the metrics cannot be written",
+        ),
+    }
+}

@@ -1,0 +1,238 @@
+//! What is to be seen of a mirror → its conditions. Pure.
+//!
+//! Made for kstatus: `Stalled` is true for what needs a human, so that whoever waits gives up at
+//! once; `Reconciling` is true on the way to what the spec asks for; a paused mirror is ready,
+//! because paused is what its spec asks for.
+
+use std::time::SystemTime;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::engine::progress::{Link, Phase};
+use crate::resource::status::{Condition, ConditionStatus, condition};
+use crate::runner::registry::Snapshot;
+use crate::runner::words;
+
+/// The longest message that is written into status.
+pub const MESSAGE_CHARS: usize = 1024;
+
+const SUSPENDED: &str = "Suspended";
+const STALE: &str = "Stale";
+
+/// One condition before it is known since when.
+struct Observation {
+    type_: &'static str,
+    status: ConditionStatus,
+    reason: &'static str,
+    message: String,
+}
+
+/// The conditions of a mirror. `previous` tells since when what did not change is so.
+pub fn conditions(
+    snapshot: &Snapshot,
+    initial_sync_completed: bool,
+    generation: i64,
+    previous: &[Condition],
+    now: SystemTime,
+) -> Vec<Condition> {
+    [
+        ready(snapshot),
+        connected(
+            snapshot,
+            condition::SOURCE_CONNECTED,
+            &snapshot.progress.source,
+        ),
+        connected(
+            snapshot,
+            condition::TARGET_CONNECTED,
+            &snapshot.progress.target,
+        ),
+        initial_sync(snapshot, initial_sync_completed),
+        replicating(snapshot),
+        reconciling(snapshot),
+        stalled(snapshot),
+    ]
+    .into_iter()
+    .map(|seen| {
+        let since = previous
+            .iter()
+            .find(|old| old.type_ == seen.type_ && old.status == seen.status)
+            .map_or_else(
+                || Time(words::timestamp(now)),
+                |old| old.last_transition_time.clone(),
+            );
+        Condition {
+            type_: seen.type_.to_owned(),
+            status: seen.status,
+            reason: seen.reason.to_owned(),
+            message: truncated(seen.message),
+            last_transition_time: since,
+            observed_generation: Some(generation),
+        }
+    })
+    .collect()
+}
+
+/// Cuts a message that is too long for status.
+pub fn truncated(mut message: String) -> String {
+    if let Some((end, _)) = message.char_indices().nth(MESSAGE_CHARS) {
+        message.truncate(end);
+        message.push('…');
+    }
+    message
+}
+
+fn ready(snapshot: &Snapshot) -> Observation {
+    let (status, reason) = match (&snapshot.problem, snapshot.phase()) {
+        (Some(problem), _) => (ConditionStatus::False, problem.reason),
+        (None, Phase::Paused) => (ConditionStatus::True, SUSPENDED),
+        (None, _) if snapshot.stale => (ConditionStatus::Unknown, STALE),
+        (None, Phase::Mirroring) if !snapshot.connected() => {
+            (ConditionStatus::False, "Disconnected")
+        }
+        (None, Phase::Mirroring) => (ConditionStatus::True, "Mirroring"),
+        (None, phase) => (ConditionStatus::False, word(phase)),
+    };
+    Observation {
+        type_: condition::READY,
+        status,
+        reason,
+        message: snapshot.message(),
+    }
+}
+
+fn connected(snapshot: &Snapshot, type_: &'static str, link: &Link) -> Observation {
+    let (status, reason, message) = match link.connected {
+        _ if snapshot.phase() == Phase::Paused => (
+            ConditionStatus::False,
+            SUSPENDED,
+            "A paused mirror is not connected.".to_owned(),
+        ),
+        _ if snapshot.stale => (ConditionStatus::Unknown, STALE, snapshot.message()),
+        None => (
+            ConditionStatus::Unknown,
+            "NotTried",
+            "No connection was made yet.".to_owned(),
+        ),
+        Some(true) => (
+            ConditionStatus::True,
+            "Connected",
+            "The last exchange with the server succeeded.".to_owned(),
+        ),
+        Some(false) => (ConditionStatus::False, "Disconnected", link.message.clone()),
+    };
+    Observation {
+        type_,
+        status,
+        reason,
+        message,
+    }
+}
+
+fn initial_sync(snapshot: &Snapshot, completed: bool) -> Observation {
+    let (status, reason, message) = if completed {
+        (
+            ConditionStatus::True,
+            "Completed",
+            "Everything that was there at the start is copied.".to_owned(),
+        )
+    } else if snapshot.phase() == Phase::Copying {
+        (
+            ConditionStatus::False,
+            word(Phase::Copying),
+            snapshot.message(),
+        )
+    } else {
+        (
+            ConditionStatus::False,
+            "NotCompleted",
+            "The initial copy is not complete and does not run now.".to_owned(),
+        )
+    };
+    Observation {
+        type_: condition::INITIAL_SYNC_COMPLETED,
+        status,
+        reason,
+        message,
+    }
+}
+
+fn replicating(snapshot: &Snapshot) -> Observation {
+    // A problem outside of the engine, as a Secret that vanished, does not stop the stream.
+    let (status, reason) = match (&snapshot.progress.problem, snapshot.phase()) {
+        (Some(problem), _) => (ConditionStatus::False, problem.reason),
+        (None, Phase::Paused) => (ConditionStatus::False, SUSPENDED),
+        (None, _) if snapshot.stale => (ConditionStatus::Unknown, STALE),
+        (None, Phase::CatchingUp | Phase::Mirroring) if snapshot.connected() => {
+            (ConditionStatus::True, "Streaming")
+        }
+        (None, Phase::CatchingUp | Phase::Mirroring) => (ConditionStatus::False, "Disconnected"),
+        (None, phase) => (ConditionStatus::False, word(phase)),
+    };
+    let message = if status == ConditionStatus::True {
+        "The source's changes are applied to the target as they come.".to_owned()
+    } else {
+        snapshot.message()
+    };
+    Observation {
+        type_: condition::REPLICATING,
+        status,
+        reason,
+        message,
+    }
+}
+
+fn reconciling(snapshot: &Snapshot) -> Observation {
+    let (status, reason) = match (&snapshot.problem, snapshot.phase()) {
+        (Some(problem), _) if problem.needs_human => (ConditionStatus::False, problem.reason),
+        (Some(_), _) => (ConditionStatus::True, "Retrying"),
+        (None, Phase::Paused) => (ConditionStatus::False, SUSPENDED),
+        (None, Phase::Mirroring) if !snapshot.connected() => (ConditionStatus::True, "Retrying"),
+        (None, phase @ (Phase::Mirroring | Phase::Failed)) => (ConditionStatus::False, word(phase)),
+        (None, phase) => (ConditionStatus::True, word(phase)),
+    };
+    Observation {
+        type_: condition::RECONCILING,
+        status,
+        reason,
+        message: snapshot.message(),
+    }
+}
+
+fn stalled(snapshot: &Snapshot) -> Observation {
+    let (status, reason, message) = match &snapshot.problem {
+        Some(problem) if problem.needs_human => (
+            ConditionStatus::True,
+            problem.reason,
+            problem.message.clone(),
+        ),
+        _ if snapshot.phase() == Phase::Failed => (
+            ConditionStatus::True,
+            word(Phase::Failed),
+            snapshot.message(),
+        ),
+        _ => (
+            ConditionStatus::False,
+            "NoActionNeeded",
+            "Nothing waits for you.".to_owned(),
+        ),
+    };
+    Observation {
+        type_: condition::STALLED,
+        status,
+        reason,
+        message,
+    }
+}
+
+/// The phase as a reason.
+fn word(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Pending => "Pending",
+        Phase::Copying => "Copying",
+        Phase::CatchingUp => "CatchingUp",
+        Phase::Mirroring => "Mirroring",
+        Phase::Paused => SUSPENDED,
+        Phase::Failed => "Failed",
+    }
+}

@@ -1,0 +1,311 @@
+//! One keeper per resource: a task that owns everything about it and brings it in line.
+//!
+//! A keeper takes no orders. It is nudged when its resource, one of its Secrets or its mirror
+//! changed, and then looks at all of them again, in five stages:
+//!
+//! | stage       | asks the API server | hands on                                        |
+//! |-------------|---------------------|-------------------------------------------------|
+//! | dereference | yes, for Secrets    | [`Dereferenced`]: the resource and its Secrets   |
+//! | validate    | no                  | [`Validated`]: what is asked for, or a problem   |
+//! | decide      | no                  | what to start, stop or leave (`runner::decide`)  |
+//! | act         | no                  | the registry's listing (`runner::slot`)          |
+//! | report      | yes, for the status | when to come back                                |
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use kube::core::DeserializeGuard;
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::{Api, Client, Resource};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::backoff::Backoff;
+use super::publish::Publisher;
+use super::report;
+use super::secrets::{self, SecretError, SecretReader, SecretVersions};
+use crate::engine::progress::Problem;
+use crate::resource::{MongoMirror, MongoMirrorSpec, MongoMirrorStatus};
+use crate::runner::decide::Desired;
+use crate::runner::registry::{MirrorKey, Registry};
+use crate::runner::slot::{Names, Slot};
+use crate::runner::translate::{Secrets, desired, problem};
+
+/// Everything is looked at again after this long, should an event have been missed.
+const RESYNC: Duration = Duration::from_secs(120);
+/// A mirror's progress is looked at no more often than this.
+const LOOK: Duration = Duration::from_millis(200);
+/// And no less often than this: what was not measured for too long becomes unknown by time alone.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// All MongoMirrors that are watched; one that cannot be read does not hide the others.
+pub type Mirrors = Store<DeserializeGuard<MongoMirror>>;
+
+/// What all keepers share.
+pub struct Context {
+    /// To the API server.
+    pub client: Client,
+    /// Where mirrors are listed.
+    pub registry: Registry,
+    /// The resources as last seen.
+    pub mirrors: Mirrors,
+    /// The Secrets' metadata as last seen.
+    pub secrets: SecretVersions,
+}
+
+/// Keeps one resource's mirror.
+pub struct Keeper {
+    context: Arc<Context>,
+    slot: Slot,
+    secrets: SecretReader,
+    resource: Option<Identity>,
+    publisher: Option<Publisher>,
+    backoff: Backoff,
+}
+
+/// Which resource a status belongs to.
+#[derive(Clone, Debug)]
+struct Identity {
+    uid: String,
+    generation: i64,
+    status: MongoMirrorStatus,
+}
+
+/// A resource and the Secrets it refers to.
+enum Dereferenced {
+    /// There is no such resource.
+    Gone,
+    /// There is one that cannot be read.
+    Unreadable(Identity),
+    /// There is one.
+    Found {
+        identity: Identity,
+        spec: Box<MongoMirrorSpec>,
+        secrets: Result<Secrets, Problem>,
+    },
+}
+
+/// What a resource asks for.
+struct Validated {
+    identity: Identity,
+    desired: Desired,
+    names: Names,
+}
+
+impl Keeper {
+    /// A keeper with nothing running.
+    pub fn new(context: Arc<Context>, key: MirrorKey) -> Self {
+        let secrets = SecretReader::new(
+            context.client.clone(),
+            &key.namespace,
+            context.secrets.clone(),
+        );
+        Self {
+            slot: Slot::new(key, context.registry.clone()),
+            secrets,
+            context,
+            resource: None,
+            publisher: None,
+            backoff: Backoff::default(),
+        }
+    }
+
+    /// Keeps the mirror until its resource is gone or `stop` is asked for; then stops the mirror
+    /// and returns.
+    pub async fn run(mut self, nudge: Arc<Notify>, stop: CancellationToken) {
+        let mut reconcile_at = Instant::now();
+        loop {
+            if reconcile_at <= Instant::now() {
+                let wait = match self.reconcile().await {
+                    Ok(Found::Gone) => return self.slot.close().await,
+                    Ok(Found::Resource) => {
+                        self.backoff.succeeded();
+                        RESYNC.mul_f64(rand::random_range(0.75..=1.25))
+                    }
+                    Err(error) => {
+                        tracing::warn!(
+                            mirror = %self.slot.key(),
+                            error = &error as &dyn std::error::Error,
+                            "the resource could not be looked at, it will be tried again"
+                        );
+                        self.backoff.failed()
+                    }
+                };
+                reconcile_at = Instant::now() + wait;
+            }
+            let report_at = self.report().await;
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return self.retire().await,
+                () = nudge.notified() => reconcile_at = Instant::now(),
+                () = self.next_progress() => {}
+                () = tokio::time::sleep_until(reconcile_at.min(report_at)) => {}
+            }
+        }
+    }
+
+    /// Looks at everything and brings the mirror in line.
+    async fn reconcile(&mut self) -> Result<Found, SecretError> {
+        let dereferenced = self.dereference().await?;
+        let Some(validated) = validated(self.slot.key(), dereferenced) else {
+            return Ok(Found::Gone);
+        };
+        let Validated {
+            identity,
+            desired,
+            names,
+        } = validated;
+        // Deciding and acting.
+        let why = self.slot.settle(desired, names).await;
+        tracing::debug!(mirror = %self.slot.key(), %why, "settled");
+        self.resource = Some(identity);
+        Ok(Found::Resource)
+    }
+
+    /// Stage 1: the resource and the Secrets it refers to.
+    async fn dereference(&mut self) -> Result<Dereferenced, SecretError> {
+        let key = self.slot.key();
+        let reference = ObjectRef::new(&key.name).within(&key.namespace);
+        let Some(object) = self.context.mirrors.get(&reference) else {
+            return Ok(Dereferenced::Gone);
+        };
+        let meta = object.meta();
+        let identity = Identity {
+            uid: meta.uid.clone().unwrap_or_default(),
+            generation: meta.generation.unwrap_or_default(),
+            status: object
+                .0
+                .as_ref()
+                .ok()
+                .and_then(|mirror| mirror.status.clone())
+                .unwrap_or_default(),
+        };
+        let Ok(mirror) = &object.0 else {
+            return Ok(Dereferenced::Unreadable(identity));
+        };
+        // A mirror that is switched off needs no credentials.
+        let wanted = if mirror.spec.enabled {
+            secrets::names(&mirror.spec)
+        } else {
+            Default::default()
+        };
+        let secrets = match self.secrets.read(wanted).await {
+            Ok(secrets) => Ok(secrets),
+            Err(error) if error.is_transient() => return Err(error),
+            Err(error) => Err(problem("SecretForbidden", true, &error)),
+        };
+        Ok(Dereferenced::Found {
+            identity,
+            spec: Box::new(mirror.spec.clone()),
+            secrets,
+        })
+    }
+
+    /// Stage 5: writes the status if there is something to tell; returns when to come back.
+    async fn report(&mut self) -> Instant {
+        let look_again = Instant::now() + LOOK_AGAIN;
+        let Some(resource) = &self.resource else {
+            return look_again;
+        };
+        let Some(snapshot) = self.context.registry.snapshot(self.slot.key()) else {
+            return look_again;
+        };
+        // The same name may meanwhile belong to another resource, with a status of its own.
+        let publisher = match &mut self.publisher {
+            Some(publisher) if publisher.uid() == resource.uid => publisher,
+            publisher => publisher.insert(Publisher::new(
+                Api::namespaced(self.context.client.clone(), &self.slot.key().namespace),
+                self.slot.key().name.clone(),
+                resource.uid.clone(),
+                resource.status.clone(),
+            )),
+        };
+        let status = report::status(
+            &snapshot,
+            resource.generation,
+            publisher.written(),
+            SystemTime::now(),
+        );
+        let due = publisher.publish(status).await;
+        due.map_or(look_again, |due| due.min(look_again))
+    }
+
+    /// The operator ends: stops the mirror and says so, so that no status looks alive that is not.
+    async fn retire(mut self) {
+        if self.slot.progress().is_some() {
+            self.slot
+                .rest(Problem {
+                    reason: "OperatorStopped",
+                    message: "The operator was stopped. The mirror goes on from its checkpoint as \
+                              soon as the operator runs again."
+                        .to_owned(),
+                    needs_human: false,
+                    since: SystemTime::now(),
+                })
+                .await;
+            self.report().await;
+        }
+        self.slot.close().await;
+    }
+
+    /// Returns when the mirror's progress changed, but not at once: it may change with every
+    /// batch.
+    ///
+    /// # Cancel-Safety
+    /// Cancellation-safe: the keeper looks at the progress after every wait, whatever ended it.
+    async fn next_progress(&self) {
+        let changed = match self.slot.progress() {
+            Some(mut progress) => progress.changed().await.is_ok(),
+            None => false,
+        };
+        if !changed {
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Whether there is still something to keep.
+enum Found {
+    Resource,
+    Gone,
+}
+
+/// Stage 2: what the resource asks for; `None` if there is no resource.
+fn validated(key: &MirrorKey, dereferenced: Dereferenced) -> Option<Validated> {
+    let (identity, spec, secrets) = match dereferenced {
+        Dereferenced::Gone => return None,
+        Dereferenced::Unreadable(identity) => {
+            // The reader's own message may repeat what is in the resource.
+            let problem = Problem {
+                reason: "InvalidSpec",
+                message: "The resource cannot be read by this version of the operator: compare it \
+                          with `kubectl explain mongomirror.spec`, and apply the operator's own \
+                          CustomResourceDefinition."
+                    .to_owned(),
+                needs_human: true,
+                since: SystemTime::now(),
+            };
+            return Some(Validated {
+                identity,
+                desired: Desired::Refused { problem },
+                names: Names {
+                    enabled: true,
+                    source_database: String::new(),
+                    target_database: String::new(),
+                },
+            });
+        }
+        Dereferenced::Found {
+            identity,
+            spec,
+            secrets,
+        } => (identity, spec, secrets),
+    };
+    Some(Validated {
+        identity,
+        names: Names::from(&*spec),
+        desired: desired(key, &spec, secrets),
+    })
+}

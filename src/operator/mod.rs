@@ -1,0 +1,308 @@
+//! The control plane: Kubernetes.
+//!
+//! Two watches (MongoMirrors; Secrets by metadata) nudge one [`controller::Keeper`] per resource.
+//! A keeper looks, decides and acts; `runner` runs the mirrors, `http` and the resources' status
+//! tell of them. Nothing here knows MongoDB, nothing in `engine` knows Kubernetes.
+//!
+//! - [`controller`]: the keeper and its stages
+//! - [`secrets`]: Secrets, watched by metadata, read when needed
+//! - [`report`], [`conditions`]: progress → status
+//! - [`publish`]: when and how a status is written
+
+pub mod backoff;
+pub mod conditions;
+pub mod controller;
+pub mod publish;
+pub mod report;
+pub mod secrets;
+
+use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use k8s_openapi::api::core::v1::Secret;
+use kube::core::{DeserializeGuard, PartialObjectMeta};
+use kube::runtime::reflector::{ObjectRef, store};
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::{WatchStreamExt, reflector};
+use kube::{Api, Client, Resource};
+use thiserror::Error;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::resource::MongoMirror;
+use crate::runner::registry::{MirrorKey, Registry};
+use controller::{Context, Keeper};
+
+/// Watches are reopened this often, so a connection that died silently is found within this time.
+const WATCH_SECONDS: u32 = 60;
+/// Connecting to the API server takes milliseconds.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Mirrors that have not stopped by then are left to their checkpoints: Kubernetes kills a pod
+/// 30 s after it asked it to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(25);
+/// A keeper that panicked is started again after this long.
+const RESTART_AFTER_PANIC: Duration = Duration::from_secs(10);
+
+/// The operator cannot start.
+#[derive(Debug, Error)]
+pub enum OperatorError {
+    /// Neither a service account nor a kubeconfig.
+    #[error(
+        "found no Kubernetes cluster to work in: run in a pod with a service account, or set \
+         KUBECONFIG to a kubeconfig file"
+    )]
+    Config(#[source] Box<kube::config::InferConfigError>),
+    /// The client cannot be made.
+    #[error("failed to set up the Kubernetes client: check the kubeconfig's certificates")]
+    Client(#[source] Box<kube::Error>),
+}
+
+/// Runs the operator until `stop`, then stops all mirrors. `ready` becomes true when all resources
+/// have been seen once.
+///
+/// # Errors
+/// If there is no cluster to connect to. A cluster that is away is waited for.
+pub async fn run(
+    namespace: Option<String>,
+    registry: Registry,
+    ready: watch::Sender<bool>,
+    stop: CancellationToken,
+) -> Result<(), OperatorError> {
+    let mut config = kube::Config::infer()
+        .await
+        .map_err(|error| OperatorError::Config(Box::new(error)))?;
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    // Every caller here has a backoff of its own; the client's would hide an outage for minutes.
+    config.default_retry = false;
+    tracing::info!(
+        cluster = %config.cluster_url,
+        namespace = namespace.as_deref().unwrap_or("all"),
+        "watching MongoMirrors"
+    );
+    let client =
+        Client::try_from(config).map_err(|error| OperatorError::Client(Box::new(error)))?;
+    Operator::new(client, registry)
+        .run(namespace.as_deref(), ready, stop)
+        .await;
+    Ok(())
+}
+
+/// Hands events to keepers.
+struct Operator {
+    context: Arc<Context>,
+    mirrors: store::Writer<DeserializeGuard<MongoMirror>>,
+    secrets: store::Writer<PartialObjectMeta<Secret>>,
+    keepers: JoinSet<MirrorKey>,
+    nudges: HashMap<MirrorKey, Arc<Notify>>,
+}
+
+impl Operator {
+    fn new(client: Client, registry: Registry) -> Self {
+        let (mirrors_reader, mirrors) = reflector::store();
+        let (secrets_reader, secrets) = reflector::store();
+        Self {
+            context: Arc::new(Context {
+                client,
+                registry,
+                mirrors: mirrors_reader,
+                secrets: secrets_reader,
+            }),
+            mirrors,
+            secrets,
+            keepers: JoinSet::new(),
+            nudges: HashMap::new(),
+        }
+    }
+
+    async fn run(
+        mut self,
+        namespace: Option<&str>,
+        ready: watch::Sender<bool>,
+        stop: CancellationToken,
+    ) {
+        let mut mirrors = pin!(events(self.api::<DeserializeGuard<MongoMirror>>(namespace)));
+        let mut secrets = pin!(events(self.api::<PartialObjectMeta<Secret>>(namespace)));
+        let (mut saw_mirrors, mut saw_secrets) = (false, false);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                Some(event) = mirrors.next() => match event {
+                    Ok(event) => {
+                        saw_mirrors |= matches!(event, Event::InitDone);
+                        self.mirror_event(event, &stop);
+                    }
+                    Err(error) => tell("MongoMirrors", &error),
+                },
+                Some(event) = secrets.next() => match event {
+                    Ok(event) => {
+                        saw_secrets |= matches!(event, Event::InitDone);
+                        self.secret_event(event, &stop);
+                    }
+                    Err(error) => tell("Secrets", &error),
+                },
+                Some(ended) = self.keepers.join_next() => self.keeper_ended(ended, &stop),
+            }
+            if saw_mirrors && saw_secrets {
+                ready.send_if_modified(|ready| !std::mem::replace(ready, true));
+            }
+        }
+        let all = async { while self.keepers.join_next().await.is_some() {} };
+        if tokio::time::timeout(STOP_TIMEOUT, all).await.is_err() {
+            tracing::warn!("some mirrors did not stop in time; they go on from their checkpoints");
+        }
+    }
+
+    fn api<K>(&self, namespace: Option<&str>) -> Api<K>
+    where
+        K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>,
+    {
+        let client = self.context.client.clone();
+        match namespace {
+            Some(namespace) => Api::namespaced(client, namespace),
+            None => Api::all(client),
+        }
+    }
+
+    fn mirror_event(
+        &mut self,
+        event: Event<DeserializeGuard<MongoMirror>>,
+        stop: &CancellationToken,
+    ) {
+        self.mirrors.apply_watcher_event(&event);
+        match event {
+            Event::Apply(mirror) | Event::Delete(mirror) => self.nudge(key_of(&mirror), stop),
+            Event::InitDone => self.nudge_all(stop),
+            Event::Init | Event::InitApply(_) => {}
+        }
+    }
+
+    fn secret_event(&mut self, event: Event<PartialObjectMeta<Secret>>, stop: &CancellationToken) {
+        self.secrets.apply_watcher_event(&event);
+        match event {
+            Event::Apply(secret) | Event::Delete(secret) => {
+                let namespace = secret.metadata.namespace.as_deref();
+                let Some(name) = secret.metadata.name.as_deref() else {
+                    return;
+                };
+                let refers = |mirror: &MongoMirror| {
+                    mirror.metadata.namespace.as_deref() == namespace
+                        && secrets::names(&mirror.spec).contains(name)
+                };
+                let mirrors = self
+                    .context
+                    .mirrors
+                    .state_filter(|mirror| mirror.0.as_ref().is_ok_and(refers));
+                for mirror in mirrors {
+                    self.nudge(key_of(&*mirror), stop);
+                }
+            }
+            Event::InitDone => self.nudge_all(stop),
+            Event::Init | Event::InitApply(_) => {}
+        }
+    }
+
+    /// Nudges the keepers of all resources that exist, and of those that existed: after a lost
+    /// watch nobody tells which resources were deleted meanwhile.
+    fn nudge_all(&mut self, stop: &CancellationToken) {
+        let there = self.context.mirrors.state();
+        let there = there.iter().map(|mirror| key_of(&**mirror));
+        let all: Vec<_> = there.chain(self.nudges.keys().cloned()).collect();
+        for key in all {
+            self.nudge(key, stop);
+        }
+    }
+
+    /// Makes the keeper look again; starts it if there is none.
+    fn nudge(&mut self, key: MirrorKey, stop: &CancellationToken) {
+        if let Some(nudge) = self.nudges.get(&key) {
+            nudge.notify_one();
+            return;
+        }
+        let nudge = Arc::new(Notify::new());
+        self.nudges.insert(key.clone(), nudge.clone());
+        let keeper = Keeper::new(self.context.clone(), key.clone()).run(nudge, stop.clone());
+        let stop = stop.clone();
+        let supervised = async move {
+            // In a task of its own, so that a panic ends neither the operator nor this one.
+            if let Err(panic) = tokio::spawn(keeper).await {
+                tracing::error!(mirror = %key, error = %panic, "the keeper panicked; starting it again");
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = tokio::time::sleep(RESTART_AFTER_PANIC) => {}
+                }
+            }
+            key
+        };
+        self.keepers.spawn(supervised);
+    }
+
+    /// A keeper ends when its resource is gone; but the resource may have come back by now, or the
+    /// keeper may have panicked.
+    fn keeper_ended(
+        &mut self,
+        ended: Result<MirrorKey, tokio::task::JoinError>,
+        stop: &CancellationToken,
+    ) {
+        let Ok(key) = ended else {
+            return;
+        };
+        self.nudges.remove(&key);
+        let resource = ObjectRef::new(&key.name).within(&key.namespace);
+        if self.context.mirrors.get(&resource).is_some() {
+            self.nudge(key, stop);
+        } else {
+            self.context.registry.remove(&key);
+        }
+    }
+}
+
+fn events<K>(api: Api<K>) -> impl Stream<Item = watcher::Result<Event<K>>>
+where
+    K: Resource + Clone + std::fmt::Debug + Send + serde::de::DeserializeOwned + 'static,
+{
+    let config = watcher::Config::default().timeout(WATCH_SECONDS);
+    watcher(api, config)
+        .modify(|object| {
+            // The bulk of a Secret's metadata, and of no use here.
+            object.meta_mut().managed_fields = None;
+            object.meta_mut().annotations = None;
+        })
+        .default_backoff()
+}
+
+fn key_of<K: Resource>(object: &K) -> MirrorKey {
+    let meta = object.meta();
+    MirrorKey::new(
+        meta.namespace.clone().unwrap_or_default(),
+        meta.name.clone().unwrap_or_default(),
+    )
+}
+
+/// Logs an interrupted watch, which is reopened by itself, with what may help.
+fn tell(what: &'static str, error: &watcher::Error) {
+    let status = match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => Some(status),
+        _ => None,
+    };
+    let hint = match status {
+        Some(status) if status.is_not_found() => {
+            "the API server does not know them: apply the CustomResourceDefinition \
+             (`mongomirror crd | kubectl apply -f -`)"
+        }
+        Some(status) if status.is_forbidden() => {
+            "the operator's service account may not list and watch them: see its ClusterRole"
+        }
+        _ => "mirrors that run go on",
+    };
+    tracing::warn!(
+        error = error as &dyn std::error::Error,
+        hint,
+        "the watch of {what} was interrupted and will be opened again"
+    );
+}

@@ -1,0 +1,416 @@
+//! What is to be seen of a mirror → the status of its resource. Pure.
+
+use std::time::SystemTime;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::conditions::{conditions, truncated};
+use crate::engine::progress::{self, InitialSync};
+use crate::resource::status::{
+    ApplyForm, ConditionStatus, InitialSyncStatus, MongoMirrorStatus, Phase, UnsupportedStatus,
+    condition,
+};
+use crate::runner::registry::Snapshot;
+use crate::runner::words;
+
+/// As many unsupported things are listed one by one.
+const UNSUPPORTED_LISTED: usize = 50;
+
+/// The status to be written.
+///
+/// `previous` is the status that the resource has. What a stopped mirror cannot tell (as of when
+/// the target is consistent, how the copy went) stays what it was, if it is about the same two
+/// databases.
+pub fn status(
+    snapshot: &Snapshot,
+    generation: i64,
+    previous: &MongoMirrorStatus,
+    now: SystemTime,
+) -> MongoMirrorStatus {
+    let progress = &snapshot.progress;
+    let phase = phase(snapshot.phase());
+    let is_same_pair = previous.db_name.as_deref() == Some(snapshot.target_database.as_str())
+        && previous.source_db_name.as_deref() == Some(snapshot.source_database.as_str());
+    let fresh = MongoMirrorStatus::default();
+    let past = if is_same_pair { previous } else { &fresh };
+    let is_at_rest = matches!(phase, Phase::Pending | Phase::Paused | Phase::Failed);
+
+    let completed_before = past
+        .condition(condition::INITIAL_SYNC_COMPLETED)
+        .is_some_and(|condition| condition.status == ConditionStatus::True);
+    let initial_sync_completed = match phase {
+        Phase::Copying => false,
+        Phase::CatchingUp | Phase::Mirroring => true,
+        Phase::Pending | Phase::Paused | Phase::Failed => match &progress.initial_sync {
+            Some(sync) => sync.completed_at.is_some(),
+            None => completed_before,
+        },
+    };
+    let initial_sync = match &progress.initial_sync {
+        Some(sync) => Some(initial_sync(sync)),
+        None if phase == Phase::Copying => None,
+        None => past.initial_sync.clone(),
+    };
+    let consistent_at = match progress.consistent_at {
+        Some(time) => Some(Time(words::timestamp(time.as_system_time()))),
+        None if is_at_rest => past.consistent_at.clone(),
+        None => None,
+    };
+    let unsupported = if progress.unsupported.is_empty() && is_at_rest {
+        past.unsupported.clone()
+    } else {
+        unsupported(&progress.unsupported)
+    };
+
+    MongoMirrorStatus {
+        observed_generation: generation,
+        enabled: Some(snapshot.enabled),
+        connected: snapshot.connected(),
+        db_name: Some(snapshot.target_database.clone()),
+        source_db_name: Some(snapshot.source_database.clone()),
+        lag: snapshot.lag(),
+        lag_milliseconds: snapshot.lag_milliseconds().map(signed),
+        phase,
+        consistent_at,
+        message: truncated(snapshot.message()),
+        initial_sync,
+        unsupported,
+        apply_form: progress.apply_form.map(apply_form).or(past.apply_form),
+        conditions: conditions(
+            snapshot,
+            initial_sync_completed,
+            generation,
+            &previous.conditions,
+            now,
+        ),
+    }
+}
+
+fn phase(phase: progress::Phase) -> Phase {
+    match phase {
+        progress::Phase::Pending => Phase::Pending,
+        progress::Phase::Copying => Phase::Copying,
+        progress::Phase::CatchingUp => Phase::CatchingUp,
+        progress::Phase::Mirroring => Phase::Mirroring,
+        progress::Phase::Paused => Phase::Paused,
+        progress::Phase::Failed => Phase::Failed,
+    }
+}
+
+fn apply_form(form: progress::ApplyForm) -> ApplyForm {
+    match form {
+        progress::ApplyForm::InternalDelta => ApplyForm::InternalDelta,
+        progress::ApplyForm::Refetch => ApplyForm::Refetch,
+    }
+}
+
+fn initial_sync(sync: &InitialSync) -> InitialSyncStatus {
+    let time = |time: Option<SystemTime>| time.map(|time| Time(words::timestamp(time)));
+    InitialSyncStatus {
+        documents_total: signed(sync.documents_total),
+        documents_copied: signed(sync.documents_copied),
+        bytes_total: signed(sync.bytes_total),
+        bytes_copied: signed(sync.bytes_copied),
+        percent: i32::from(sync.percent()),
+        progress: format!("{}%", sync.percent()),
+        collections_total: signed(sync.collections_total),
+        collections_done: signed(sync.collections_done),
+        started_at: time(sync.started_at),
+        completed_at: time(sync.completed_at),
+    }
+}
+
+fn unsupported(all: &[progress::Unsupported]) -> Vec<UnsupportedStatus> {
+    let mut listed: Vec<_> = all
+        .iter()
+        .take(UNSUPPORTED_LISTED)
+        .map(|unsupported| UnsupportedStatus {
+            name: unsupported.name.clone(),
+            reason: truncated(unsupported.reason.clone()),
+        })
+        .collect();
+    if all.len() > UNSUPPORTED_LISTED {
+        listed.push(UnsupportedStatus {
+            name: format!("{} more", all.len() - UNSUPPORTED_LISTED),
+            reason: "the status API of the operator lists all of them".to_owned(),
+        });
+    }
+    listed
+}
+
+/// Kubernetes counts in signed numbers.
+fn signed(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::engine::position::ClusterTime;
+    use crate::engine::progress::{Problem, Progress, Unsupported};
+    use crate::resource::status::Condition;
+    use crate::runner::registry::tests::{listing, mirroring};
+    use crate::runner::registry::{Listing, MirrorKey};
+    use crate::runner::slot::at_rest;
+
+    fn now() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000)
+    }
+
+    fn snapshot(listing: Listing) -> Snapshot {
+        Snapshot::new(MirrorKey::new("n", "m"), listing, now())
+    }
+
+    fn status_of(progress: Progress, previous: &MongoMirrorStatus) -> MongoMirrorStatus {
+        status(&snapshot(listing(progress)), 3, previous, now())
+    }
+
+    fn condition<'a>(status: &'a MongoMirrorStatus, type_: &str) -> &'a Condition {
+        status.condition(type_).unwrap()
+    }
+
+    /// `Ready=True/Mirroring` and so on, in one line.
+    fn summary(status: &MongoMirrorStatus) -> String {
+        let words: Vec<_> = status
+            .conditions
+            .iter()
+            .map(|c| format!("{}={:?}/{}", c.type_, c.status, c.reason))
+            .collect();
+        words.join(" ")
+    }
+
+    fn problem(reason: &'static str, needs_human: bool) -> Problem {
+        Problem {
+            reason,
+            message: "it is so".into(),
+            needs_human,
+            since: now(),
+        }
+    }
+
+    fn consistent() -> Progress {
+        Progress {
+            consistent_at: Some(ClusterTime {
+                seconds: 1_789_999_999,
+                increment: 4,
+            }),
+            initial_sync: Some(InitialSync {
+                completed_at: Some(now()),
+                ..InitialSync::default()
+            }),
+            ..mirroring(now())
+        }
+    }
+
+    #[test]
+    fn a_mirroring_mirror_is_ready() {
+        let status = status_of(consistent(), &MongoMirrorStatus::default());
+        assert_eq!(
+            summary(&status),
+            "Ready=True/Mirroring SourceConnected=True/Connected TargetConnected=True/Connected \
+             InitialSyncCompleted=True/Completed Replicating=True/Streaming \
+             Reconciling=False/Mirroring Stalled=False/NoActionNeeded"
+        );
+        assert_eq!(status.phase, Phase::Mirroring);
+        assert_eq!(status.observed_generation, 3);
+        assert!(status.connected);
+        assert_eq!(status.lag, "38ms");
+        assert_eq!(status.lag_milliseconds, Some(38));
+        assert_eq!(status.db_name.as_deref(), Some("orders_backup"));
+        let json = serde_json::to_value(&status).unwrap();
+        assert_eq!(json["consistentAt"], "2026-09-21T14:13:19Z");
+        assert_eq!(json["initialSync"]["percent"], 100);
+    }
+
+    #[test]
+    fn no_lag_is_a_lag_of_zero_and_an_unknown_one_is_not() {
+        let mut progress = consistent();
+        progress.lag = Some(Duration::ZERO);
+        let status = status_of(progress.clone(), &MongoMirrorStatus::default());
+        assert_eq!(
+            (status.lag.as_str(), status.lag_milliseconds),
+            ("0s", Some(0))
+        );
+        progress.lag = None;
+        let status = status_of(progress, &MongoMirrorStatus::default());
+        assert_eq!(
+            (status.lag.as_str(), status.lag_milliseconds),
+            ("unknown", None)
+        );
+    }
+
+    #[test]
+    fn a_copying_mirror_is_on_its_way_and_tells_how_far() {
+        let mut progress = mirroring(now());
+        progress.phase = progress::Phase::Copying;
+        progress.lag = None;
+        progress.initial_sync = Some(InitialSync {
+            documents_total: 100,
+            documents_copied: 42,
+            bytes_total: 1 << 30,
+            bytes_copied: 450 << 20,
+            collections_total: 7,
+            collections_done: 3,
+            ..InitialSync::default()
+        });
+        let status = status_of(progress, &MongoMirrorStatus::default());
+        assert_eq!(
+            summary(&status),
+            "Ready=False/Copying SourceConnected=True/Connected TargetConnected=True/Connected \
+             InitialSyncCompleted=False/Copying Replicating=False/Copying \
+             Reconciling=True/Copying Stalled=False/NoActionNeeded"
+        );
+        assert_eq!(
+            status.message,
+            "Copying: 43%, 450.0 MiB of 1.0 GiB, 3 of 7 collections done."
+        );
+        assert_eq!(status.initial_sync.unwrap().progress, "43%");
+    }
+
+    #[test]
+    fn a_paused_mirror_is_ready_and_keeps_what_it_knew() {
+        let before = status_of(consistent(), &MongoMirrorStatus::default());
+        let mut paused = listing(at_rest(Progress::default(), progress::Phase::Paused));
+        paused.enabled = false;
+        let status = status(&snapshot(paused), 4, &before, now());
+        assert_eq!(
+            summary(&status),
+            "Ready=True/Suspended SourceConnected=False/Suspended \
+             TargetConnected=False/Suspended InitialSyncCompleted=True/Completed \
+             Replicating=False/Suspended Reconciling=False/Suspended \
+             Stalled=False/NoActionNeeded"
+        );
+        assert_eq!(status.enabled, Some(false));
+        assert_eq!(status.phase, Phase::Paused);
+        assert!(!status.connected);
+        assert_eq!(status.lag, "unknown");
+        assert_eq!(status.consistent_at, before.consistent_at);
+        assert_eq!(status.initial_sync, before.initial_sync);
+        assert!(status.message.contains("spec.enabled"));
+    }
+
+    #[test]
+    fn nothing_is_kept_of_another_pair_of_databases() {
+        let mut before = status_of(consistent(), &MongoMirrorStatus::default());
+        before.source_db_name = Some("customers".into());
+        let status = status_of(Progress::default(), &before);
+        assert_eq!(status.consistent_at, None);
+        assert_eq!(status.initial_sync, None);
+        assert_eq!(
+            condition(&status, condition::INITIAL_SYNC_COMPLETED).status,
+            ConditionStatus::False
+        );
+    }
+
+    #[test]
+    fn a_copy_from_scratch_ends_the_old_consistency() {
+        let before = status_of(consistent(), &MongoMirrorStatus::default());
+        let mut progress = mirroring(now());
+        progress.phase = progress::Phase::Copying;
+        let status = status_of(progress, &before);
+        assert_eq!(status.consistent_at, None);
+        assert_eq!(
+            condition(&status, condition::INITIAL_SYNC_COMPLETED).status,
+            ConditionStatus::False
+        );
+    }
+
+    #[test]
+    fn what_needs_a_human_is_stalled_and_what_heals_is_not() {
+        let with = |problem: Problem, phase| {
+            let progress = at_rest(Progress::default(), phase);
+            let mut listing = listing(progress);
+            listing.problem = Some(problem);
+            status(&snapshot(listing), 3, &MongoMirrorStatus::default(), now())
+        };
+        let stalled = with(problem("TargetForbidden", true), progress::Phase::Failed);
+        assert_eq!(
+            summary(&stalled),
+            "Ready=False/TargetForbidden SourceConnected=Unknown/NotTried \
+             TargetConnected=Unknown/NotTried InitialSyncCompleted=False/NotCompleted \
+             Replicating=False/Failed Reconciling=False/TargetForbidden \
+             Stalled=True/TargetForbidden"
+        );
+        assert_eq!(stalled.message, "it is so");
+        assert_eq!(condition(&stalled, condition::READY).message, "it is so");
+
+        let waiting = with(problem("SecretNotFound", false), progress::Phase::Pending);
+        assert_eq!(
+            summary(&waiting),
+            "Ready=False/SecretNotFound SourceConnected=Unknown/NotTried \
+             TargetConnected=Unknown/NotTried InitialSyncCompleted=False/NotCompleted \
+             Replicating=False/Pending Reconciling=True/Retrying Stalled=False/NoActionNeeded"
+        );
+    }
+
+    #[test]
+    fn a_lost_source_is_told_by_side() {
+        let mut progress = consistent();
+        progress.source.set(false, "h:27017 does not answer");
+        progress.problem = Some(problem("SourceUnreachable", false));
+        let status = status_of(progress, &MongoMirrorStatus::default());
+        assert_eq!(
+            summary(&status),
+            "Ready=False/SourceUnreachable SourceConnected=False/Disconnected \
+             TargetConnected=True/Connected InitialSyncCompleted=True/Completed \
+             Replicating=False/SourceUnreachable Reconciling=True/Retrying \
+             Stalled=False/NoActionNeeded"
+        );
+    }
+
+    #[test]
+    fn a_mirror_that_lost_its_secret_still_replicates() {
+        let mut listing = listing(consistent());
+        listing.problem = Some(problem("SecretNotFound", false));
+        let status = status(&snapshot(listing), 3, &MongoMirrorStatus::default(), now());
+        assert_eq!(
+            condition(&status, condition::READY).reason,
+            "SecretNotFound"
+        );
+        assert_eq!(
+            condition(&status, condition::REPLICATING).status,
+            ConditionStatus::True
+        );
+        assert!(status.connected);
+    }
+
+    #[test]
+    fn conditions_move_their_time_only_when_their_status_changes() {
+        let first = status_of(consistent(), &MongoMirrorStatus::default());
+        let later = now() + Duration::from_secs(60);
+        let mut progress = consistent();
+        progress.measured_at = Some(later);
+        progress.target.set(false, "gone");
+        let snapshot = Snapshot::new(MirrorKey::new("n", "m"), listing(progress), later);
+        let second = status(&snapshot, 3, &first, later);
+        let since = |status: &MongoMirrorStatus, type_| {
+            condition(status, type_).last_transition_time.clone()
+        };
+        for type_ in [
+            condition::SOURCE_CONNECTED,
+            condition::INITIAL_SYNC_COMPLETED,
+            condition::STALLED,
+        ] {
+            assert_eq!(since(&first, type_), since(&second, type_), "{type_}");
+        }
+        for type_ in [condition::READY, condition::TARGET_CONNECTED] {
+            assert_ne!(since(&first, type_), since(&second, type_), "{type_}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_mirrored_is_listed_within_bounds() {
+        let mut progress = consistent();
+        progress.unsupported = (0..80)
+            .map(|n| Unsupported {
+                name: format!("c{n}"),
+                reason: "because".into(),
+            })
+            .collect();
+        let status = status_of(progress, &MongoMirrorStatus::default());
+        assert_eq!(status.unsupported.len(), 51);
+        assert_eq!(status.unsupported[50].name, "30 more");
+    }
+}

@@ -1,0 +1,192 @@
+//! What a user asks for. The doc comments are what `kubectl explain mongomirror` prints.
+
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+use super::status::MongoMirrorStatus;
+
+/// What to mirror, and where to.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+#[kube(
+    group = "mongomirror.dev",
+    version = "v1alpha1",
+    kind = "MongoMirror",
+    plural = "mongomirrors",
+    singular = "mongomirror",
+    shortname = "mgm",
+    category = "mongomirror",
+    namespaced,
+    status = "MongoMirrorStatus",
+    derive = "PartialEq",
+    doc = "A MongoMirror keeps a second MongoDB database (the target) exactly equal to a first one \
+           (the source), live. It copies the source once, then follows its change stream, so that \
+           the target is, at every moment, exactly what the source was at a known cluster time. \
+           Deleting a MongoMirror stops the mirror and leaves the target's data alone.",
+    printcolumn(
+        name = "Enabled",
+        type_ = "boolean",
+        json_path = ".status.enabled",
+        description = "Whether the mirror is switched on, as the operator last saw it."
+    ),
+    printcolumn(
+        name = "Phase",
+        type_ = "string",
+        json_path = ".status.phase",
+        description = "Where the mirror is in its life."
+    ),
+    printcolumn(
+        name = "Connected",
+        type_ = "boolean",
+        json_path = ".status.connected",
+        description = "Whether both the source and the target answer."
+    ),
+    printcolumn(
+        name = "DbName",
+        type_ = "string",
+        json_path = ".status.dbName",
+        description = "The target database's name."
+    ),
+    printcolumn(
+        name = "Lag",
+        type_ = "string",
+        json_path = ".status.lag",
+        description = "How far the target is behind the source."
+    ),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].status",
+        description = "Whether the mirror does what its spec asks for."
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp",
+        description = "How long ago the resource was created."
+    ),
+    printcolumn(
+        name = "Source",
+        type_ = "string",
+        json_path = ".spec.source.database",
+        description = "The source database's name.",
+        priority = "1"
+    ),
+    printcolumn(
+        name = "Progress",
+        type_ = "string",
+        json_path = ".status.initialSync.progress",
+        description = "How much of the initial copy is done.",
+        priority = "1"
+    ),
+    printcolumn(
+        name = "Consistent-At",
+        type_ = "string",
+        json_path = ".status.consistentAt",
+        description = "The source's time at which the target is exactly the source.",
+        priority = "1"
+    ),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = ".status.message",
+        description = "What the mirror does, or what to do about it.",
+        priority = "1"
+    )
+)]
+pub struct MongoMirrorSpec {
+    /// Whether the mirror runs. Set it to false to pause: the batch in hand is finished, the
+    /// position is kept, and both databases are left in peace. Set it to true to go on from
+    /// there.
+    #[serde(default = "enabled")]
+    pub enabled: bool,
+
+    /// The database that is mirrored. It is only read.
+    pub source: SourceSpec,
+
+    /// The database that becomes equal to the source. Without it, the database
+    /// `<source database>_backup` of the source's own deployment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<TargetSpec>,
+
+    /// Which collections take part. Without it, all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub collections: Option<CollectionsSpec>,
+}
+
+fn enabled() -> bool {
+    true
+}
+
+/// The database that is mirrored.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceSpec {
+    /// The Secret that holds the connection string of the source's deployment, a replica set.
+    pub uri_secret_ref: SecretKeyRef,
+
+    /// The source database's name.
+    #[schemars(length(min = 1, max = 63), regex(pattern = DATABASE_NAME))]
+    pub database: String,
+}
+
+/// The database that becomes equal to the source.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct TargetSpec {
+    /// The Secret that holds the connection string of the target's deployment, a replica set.
+    /// Without it, the source's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uri_secret_ref: Option<SecretKeyRef>,
+
+    /// The target database's name. Without it, `<source database>_backup`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = DATABASE_NAME))]
+    pub database: Option<String>,
+}
+
+/// One key of a Secret in the resource's own namespace.
+#[derive(
+    KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash,
+)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretKeyRef {
+    /// The Secret's name. It is read from the namespace of the MongoMirror, and read again when
+    /// it changes.
+    #[schemars(length(min = 1, max = 253), regex(pattern = SECRET_NAME))]
+    pub name: String,
+
+    /// The key under which the Secret holds the connection string, for example
+    /// `mongodb://user:password@host:27017/?replicaSet=rs0`.
+    #[serde(default = "uri_key")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = SECRET_KEY))]
+    pub key: String,
+}
+
+fn uri_key() -> String {
+    "uri".to_owned()
+}
+
+/// Which collections take part.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct CollectionsSpec {
+    /// Names of collections to mirror; `*` stands for any characters. Empty or absent: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(min = 1, max = 255)))]
+    pub include: Vec<String>,
+
+    /// Names of collections to leave out, even if `include` names them; `*` stands for any
+    /// characters.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(min = 1, max = 255)))]
+    pub exclude: Vec<String>,
+}
+
+/// What MongoDB accepts as a database name on every platform it runs on, minus its length.
+pub(super) const DATABASE_NAME: &str = r#"^[^/\\. "$*<>:|?\x00]+$"#;
+/// What Kubernetes accepts as a Secret's name.
+pub(super) const SECRET_NAME: &str =
+    r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
+/// What Kubernetes accepts as a key of a Secret.
+pub(super) const SECRET_KEY: &str = r"^[-._a-zA-Z0-9]+$";

@@ -1,0 +1,263 @@
+//! What the operator reports. The doc comments are what `kubectl explain mongomirror.status`
+//! prints.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::KubeSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+/// What the mirror does, as the operator last saw it.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct MongoMirrorStatus {
+    /// The generation of the spec that this status is about. -1 as long as the operator has not
+    /// seen the resource.
+    #[serde(default = "unobserved")]
+    pub observed_generation: i64,
+
+    /// Whether the mirror is switched on (`spec.enabled`), as the operator last saw it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enabled: Option<bool>,
+
+    /// Whether both the source and the target answer. False while the mirror is paused.
+    #[serde(default)]
+    pub connected: bool,
+
+    /// The target database's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub db_name: Option<String>,
+
+    /// The source database's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_db_name: Option<String>,
+
+    /// How far the target is behind the source, for people: `0s`, `38ms`, `2m10s`; `unknown`
+    /// while it cannot be told, as in a paused mirror.
+    #[serde(default = "unknown")]
+    pub lag: String,
+
+    /// How far the target is behind the source, in milliseconds. Absent while it cannot be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub lag_milliseconds: Option<i64>,
+
+    /// Where the mirror is in its life. Pending: connecting, or waiting for something. Copying:
+    /// the initial copy runs. CatchingUp: everything is copied, the changes made meanwhile are
+    /// being applied. Mirroring: the target is exactly the source as of `consistentAt`. Paused:
+    /// switched off. Failed: stopped by something that needs you, see `message`.
+    #[serde(default)]
+    pub phase: Phase,
+
+    /// The target is exactly what the source was at this time of the source's cluster. Absent
+    /// until the first such time. Refreshed every few seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "time")]
+    pub consistent_at: Option<Time>,
+
+    /// What the mirror does; or what is wrong, and what to do about it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 4096))]
+    pub message: String,
+
+    /// The initial copy, from the moment it is planned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initial_sync: Option<InitialSyncStatus>,
+
+    /// What of the source is not mirrored, and why. Everything else is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100))]
+    pub unsupported: Vec<UnsupportedStatus>,
+
+    /// How the harder updates reach the target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub apply_form: Option<ApplyForm>,
+
+    /// Observations of the mirror's state. Ready: it does what the spec asks for.
+    /// SourceConnected, TargetConnected: that side answers. InitialSyncCompleted: everything is
+    /// copied. Replicating: changes of the source are being applied. Reconciling: on the way to
+    /// what the spec asks for. Stalled: stopped by something that needs you.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// Nothing has been seen yet.
+impl Default for MongoMirrorStatus {
+    fn default() -> Self {
+        Self {
+            observed_generation: unobserved(),
+            enabled: None,
+            connected: false,
+            db_name: None,
+            source_db_name: None,
+            lag: unknown(),
+            lag_milliseconds: None,
+            phase: Phase::default(),
+            consistent_at: None,
+            message: String::new(),
+            initial_sync: None,
+            unsupported: Vec::new(),
+            apply_form: None,
+            conditions: Vec::new(),
+        }
+    }
+}
+
+impl MongoMirrorStatus {
+    /// The condition of that type.
+    pub fn condition(&self, type_: &str) -> Option<&Condition> {
+        self.conditions
+            .iter()
+            .find(|condition| condition.type_ == type_)
+    }
+}
+
+/// Where a mirror is in its life.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// Connecting, or waiting for something.
+    #[default]
+    Pending,
+    /// The initial copy runs.
+    Copying,
+    /// Everything is copied; the changes made meanwhile are being applied.
+    CatchingUp,
+    /// The target is exactly the source as of a known time.
+    Mirroring,
+    /// Switched off.
+    Paused,
+    /// Stopped by something that needs a human.
+    Failed,
+}
+
+/// How updates that a plain `$set` cannot express reach the target. InternalDelta: as the server's
+/// own deltas. Refetch: the changed documents are read again from the source, because the servers
+/// refuse those deltas.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ApplyForm {
+    /// As the server's own deltas.
+    InternalDelta,
+    /// The changed documents are read again from the source.
+    Refetch,
+}
+
+/// The initial copy.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct InitialSyncStatus {
+    /// Documents to copy, as estimated when the copy was planned.
+    #[schemars(range(min = 0))]
+    pub documents_total: i64,
+    /// Documents copied so far.
+    #[schemars(range(min = 0))]
+    pub documents_copied: i64,
+    /// Bytes to copy (uncompressed), as estimated when the copy was planned.
+    #[schemars(range(min = 0))]
+    pub bytes_total: i64,
+    /// Bytes copied so far (uncompressed).
+    #[schemars(range(min = 0))]
+    pub bytes_copied: i64,
+    /// How much is copied, from 0 to 100. 100 only when the copy is complete.
+    #[schemars(range(min = 0, max = 100))]
+    pub percent: i32,
+    /// How much is copied, for people: `42%`.
+    pub progress: String,
+    /// Collections that take part.
+    #[schemars(range(min = 0))]
+    pub collections_total: i64,
+    /// Collections copied to the end, indexes included.
+    #[schemars(range(min = 0))]
+    pub collections_done: i64,
+    /// When the copy was planned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "time")]
+    pub started_at: Option<Time>,
+    /// When the copy was complete.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "time")]
+    pub completed_at: Option<Time>,
+}
+
+/// Something of the source that is not mirrored.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct UnsupportedStatus {
+    /// The collection, index or option.
+    pub name: String,
+    /// Why it is not mirrored.
+    pub reason: String,
+}
+
+/// One observation of the mirror's state.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    /// What is observed.
+    #[serde(rename = "type")]
+    #[schemars(length(min = 1, max = 316))]
+    pub type_: String,
+    /// Whether it is so.
+    pub status: ConditionStatus,
+    /// Why, in one CamelCase word for programs.
+    #[schemars(
+        length(min = 1, max = 1024),
+        regex(pattern = r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")
+    )]
+    pub reason: String,
+    /// Why, in a sentence for people.
+    #[serde(default)]
+    #[schemars(length(max = 4096))]
+    pub message: String,
+    /// Since when `status` is what it is.
+    #[schemars(schema_with = "time")]
+    pub last_transition_time: Time,
+    /// The generation of the spec that was observed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub observed_generation: Option<i64>,
+}
+
+/// Whether a condition holds.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConditionStatus {
+    /// It is so.
+    True,
+    /// It is not so.
+    False,
+    /// It cannot be told.
+    Unknown,
+}
+
+/// The types of conditions.
+pub mod condition {
+    /// The mirror does what its spec asks for.
+    pub const READY: &str = "Ready";
+    /// The source answers.
+    pub const SOURCE_CONNECTED: &str = "SourceConnected";
+    /// The target answers.
+    pub const TARGET_CONNECTED: &str = "TargetConnected";
+    /// Everything is copied.
+    pub const INITIAL_SYNC_COMPLETED: &str = "InitialSyncCompleted";
+    /// Changes of the source are being applied.
+    pub const REPLICATING: &str = "Replicating";
+    /// On the way to what the spec asks for.
+    pub const RECONCILING: &str = "Reconciling";
+    /// Stopped by something that needs a human.
+    pub const STALLED: &str = "Stalled";
+}
+
+/// The word for a lag that cannot be told.
+pub const UNKNOWN_LAG: &str = "unknown";
+
+fn unknown() -> String {
+    UNKNOWN_LAG.to_owned()
+}
+
+fn unobserved() -> i64 {
+    -1
+}
+
+fn time(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "format": "date-time" })
+}

@@ -1,0 +1,196 @@
+//! The place of one mirror in this process: brings what runs in line with what is asked for.
+
+use tokio::sync::watch;
+
+use super::MirrorHandle;
+use super::decide::{Current, Decision, Desired, Why, decide};
+use super::registry::{Feed, Listing, MirrorKey, Registry};
+use crate::engine::progress::{Link, Phase, Problem, Progress};
+use crate::resource::MongoMirrorSpec;
+use crate::resource::validation::{ValidSpec, target_database};
+
+/// One mirror's place. At most one mirror runs in it.
+///
+/// Dropping it asks the mirror to stop but does not wait; [`Slot::close`] does.
+pub struct Slot {
+    key: MirrorKey,
+    registry: Registry,
+    running: Option<Running>,
+    /// What the last mirror in this place came to.
+    last: Progress,
+    /// Under which names that was.
+    names: Option<Names>,
+}
+
+struct Running {
+    spec: ValidSpec,
+    handle: MirrorHandle,
+}
+
+/// The names under which a mirror is listed.
+#[derive(Clone, Debug)]
+pub struct Names {
+    /// Whether it is switched on.
+    pub enabled: bool,
+    /// The source database's name.
+    pub source_database: String,
+    /// The target database's name.
+    pub target_database: String,
+}
+
+/// Of any spec, be it valid or not.
+impl From<&MongoMirrorSpec> for Names {
+    fn from(spec: &MongoMirrorSpec) -> Self {
+        Self {
+            enabled: spec.enabled,
+            source_database: spec.source.database.clone(),
+            target_database: target_database(spec),
+        }
+    }
+}
+
+impl Slot {
+    /// An empty place.
+    pub fn new(key: MirrorKey, registry: Registry) -> Self {
+        Self {
+            key,
+            registry,
+            running: None,
+            last: Progress::default(),
+            names: None,
+        }
+    }
+
+    /// Which mirror this place is for.
+    pub fn key(&self) -> &MirrorKey {
+        &self.key
+    }
+
+    /// The running mirror's progress.
+    pub fn progress(&self) -> Option<watch::Receiver<Progress>> {
+        self.running
+            .as_ref()
+            .map(|running| running.handle.progress())
+    }
+
+    /// Starts, replaces, stops or leaves the mirror, and lists the outcome in the registry under
+    /// `names`. Returns why.
+    ///
+    /// # Cancel-Safety
+    /// Not cancellation-safe while a mirror is being stopped: it would stop unobserved.
+    pub async fn settle(&mut self, desired: Desired, names: Names) -> Why {
+        let current = self.running.as_ref().map(|running| Current {
+            spec: &running.spec,
+            config: running.handle.config(),
+        });
+        let why = match decide(&desired, current) {
+            Decision::Keep(why) => why,
+            Decision::Start(why) => {
+                tracing::info!(mirror = %self.key, %why, "starting the mirror");
+                why
+            }
+            Decision::Replace(why) => {
+                tracing::info!(mirror = %self.key, %why, "restarting the mirror");
+                self.stop().await;
+                why
+            }
+            Decision::Stop(why) => {
+                tracing::info!(mirror = %self.key, %why, "stopping the mirror");
+                self.stop().await;
+                why
+            }
+        };
+        if let Desired::Running { spec, config } = &desired {
+            let spec = spec.clone();
+            match &mut self.running {
+                // The same mirror may be asked for in other words, as by another Secret with the
+                // same content.
+                Some(running) => running.spec = spec,
+                None => {
+                    let handle = MirrorHandle::start((**config).clone());
+                    self.running = Some(Running { spec, handle });
+                }
+            }
+        }
+        self.list(desired, names);
+        why
+    }
+
+    /// Stops the mirror and takes it out of the registry.
+    pub async fn close(mut self) {
+        self.stop().await;
+        self.registry.remove(&self.key);
+    }
+
+    async fn stop(&mut self) {
+        if let Some(running) = self.running.take() {
+            self.last = running.handle.stop().await;
+        }
+    }
+
+    /// Stops the mirror, if one runs; it stays listed with `problem`.
+    pub async fn rest(&mut self, problem: Problem) {
+        self.stop().await;
+        if let Some(names) = self.names.clone() {
+            self.list(Desired::Refused { problem }, names);
+        }
+    }
+
+    fn list(&mut self, desired: Desired, names: Names) {
+        let (still, problem) = match desired {
+            Desired::Running { .. } => (Phase::Pending, None),
+            Desired::Paused { .. } => (Phase::Paused, None),
+            Desired::Unavailable { problem, .. } | Desired::Refused { problem } => {
+                (phase_of(&problem), Some(problem))
+            }
+            Desired::Absent => {
+                self.registry.remove(&self.key);
+                return;
+            }
+        };
+        let is_same_pair = self.names.as_ref().is_some_and(|last| {
+            last.source_database == names.source_database
+                && last.target_database == names.target_database
+        });
+        if !is_same_pair {
+            self.last = Progress::default();
+        }
+        self.names = Some(names.clone());
+        let feed = match &self.running {
+            Some(running) => Feed::Live(running.handle.progress()),
+            None => Feed::Still(Box::new(at_rest(self.last.clone(), still))),
+        };
+        self.registry.set(
+            self.key.clone(),
+            Listing {
+                enabled: names.enabled,
+                source_database: names.source_database,
+                target_database: names.target_database,
+                problem,
+                feed,
+            },
+        );
+    }
+}
+
+/// The phase of a mirror that this keeps from running.
+fn phase_of(problem: &Problem) -> Phase {
+    if problem.needs_human {
+        Phase::Failed
+    } else {
+        Phase::Pending
+    }
+}
+
+/// What is still true of a progress once its mirror has stopped.
+pub fn at_rest(progress: Progress, phase: Phase) -> Progress {
+    Progress {
+        phase,
+        source: Link::default(),
+        target: Link::default(),
+        lag: None,
+        measured_at: None,
+        problem: None,
+        ..progress
+    }
+}

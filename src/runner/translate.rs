@@ -1,0 +1,304 @@
+//! A validated spec and its Secrets → what the engine is to do. The one place where the words of
+//! the resource become the words of the engine, for the operator and for `run` alike.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::SystemTime;
+
+use thiserror::Error;
+
+use super::decide::Desired;
+use super::registry::MirrorKey;
+use crate::engine::config::{Endpoint, Limits, MirrorConfig};
+use crate::engine::connection::uri::{ConnectionUri, UriError};
+use crate::engine::progress::Problem;
+use crate::engine::selection::{Selection, SelectionError};
+use crate::resource::spec::{MongoMirrorSpec, SecretKeyRef};
+use crate::resource::validation::{self, SpecError, ValidSide, ValidSpec};
+
+/// What a Secret holds. `Debug` shows the keys only.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct SecretValues(pub BTreeMap<String, Vec<u8>>);
+
+impl fmt::Debug for SecretValues {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+/// The Secrets that were asked for, by name; `None` for one that does not exist.
+pub type Secrets = BTreeMap<String, Option<SecretValues>>;
+
+/// Why a sound spec cannot be run as things stand. Never repeats a Secret's content.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum TranslateError {
+    /// The Secret does not exist.
+    #[error(
+        "the Secret \"{secret}\" does not exist in the namespace \"{namespace}\": create it with \
+         the connection string under the key \"{key}\""
+    )]
+    SecretNotFound {
+        /// The namespace.
+        namespace: String,
+        /// The Secret's name.
+        secret: String,
+        /// The key that will be looked for.
+        key: String,
+    },
+    /// The Secret exists, the key does not.
+    #[error(
+        "the Secret \"{secret}\" has no key \"{key}\": add the connection string under that key, \
+         or name the right key in uriSecretRef.key"
+    )]
+    SecretKeyMissing {
+        /// The Secret's name.
+        secret: String,
+        /// The key.
+        key: String,
+    },
+    /// The value is not text.
+    #[error(
+        "the key \"{key}\" of the Secret \"{secret}\" is not text: put the connection string there"
+    )]
+    NotText {
+        /// The Secret's name.
+        secret: String,
+        /// The key.
+        key: String,
+    },
+    /// The connection string is refused.
+    #[error("the key \"{key}\" of the Secret \"{secret}\" cannot be used")]
+    InvalidUri {
+        /// The Secret's name.
+        secret: String,
+        /// The key.
+        key: String,
+        /// What is wrong with the string.
+        source: UriError,
+    },
+    /// Two Secrets, one and the same database.
+    #[error(transparent)]
+    SameDatabase(SpecError),
+    /// The collection patterns are refused.
+    #[error("spec.collections cannot be used")]
+    Selection(#[from] SelectionError),
+}
+
+impl TranslateError {
+    /// One word for programs.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::SecretNotFound { .. } => "SecretNotFound",
+            Self::SecretKeyMissing { .. } => "SecretKeyMissing",
+            Self::NotText { .. } | Self::InvalidUri { .. } => "InvalidUri",
+            Self::SameDatabase(error) => error.reason(),
+            Self::Selection(_) => "InvalidSpec",
+        }
+    }
+
+    /// Whether this is a mistake, or may just be a matter of time: manifests are applied in any
+    /// order, a Secret may come a moment after the mirror.
+    pub fn needs_human(&self) -> bool {
+        !matches!(
+            self,
+            Self::SecretNotFound { .. } | Self::SecretKeyMissing { .. }
+        )
+    }
+}
+
+/// Reports an error as a mirror's problem, causes included.
+pub fn problem(
+    reason: &'static str,
+    needs_human: bool,
+    error: &(dyn std::error::Error + 'static),
+) -> Problem {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        message = format!("{message}: {error}");
+        cause = error.source();
+    }
+    Problem {
+        reason,
+        message,
+        needs_human,
+        since: SystemTime::now(),
+    }
+}
+
+impl From<SpecError> for Problem {
+    fn from(error: SpecError) -> Self {
+        problem(error.reason(), true, &error)
+    }
+}
+
+impl From<TranslateError> for Problem {
+    fn from(error: TranslateError) -> Self {
+        problem(error.reason(), error.needs_human(), &error)
+    }
+}
+
+/// The engine's configuration for a mirror.
+///
+/// # Errors
+/// If a Secret does not hold what the spec says, with what to do about it.
+pub fn translate(
+    key: &MirrorKey,
+    spec: &ValidSpec,
+    secrets: &Secrets,
+) -> Result<MirrorConfig, TranslateError> {
+    let source = endpoint(key, &spec.source, secrets)?;
+    let target = endpoint(key, &spec.target, secrets)?;
+    // The engine asks the servers whether they are one; this tells the plain case at once.
+    if source.uri == target.uri && validation::is_same_name(&source.database, &target.database) {
+        return Err(TranslateError::SameDatabase(SpecError::SameDatabase(
+            target.database,
+        )));
+    }
+    Ok(MirrorConfig {
+        name: key.to_string(),
+        source,
+        target,
+        selection: Selection::new(spec.include.clone(), spec.exclude.clone())?,
+        limits: Limits::default(),
+    })
+}
+
+/// What a spec asks for, given its Secrets or why they cannot be had.
+pub fn desired(
+    key: &MirrorKey,
+    spec: &MongoMirrorSpec,
+    secrets: Result<Secrets, Problem>,
+) -> Desired {
+    let spec = match validation::validate(spec) {
+        Ok(spec) => spec,
+        Err(error) => {
+            return Desired::Refused {
+                problem: error.into(),
+            };
+        }
+    };
+    if !spec.enabled {
+        return Desired::Paused { spec };
+    }
+    match secrets.and_then(|secrets| Ok(translate(key, &spec, &secrets)?)) {
+        Ok(config) => Desired::Running {
+            spec,
+            config: Box::new(config),
+        },
+        Err(problem) => Desired::Unavailable { spec, problem },
+    }
+}
+
+fn endpoint(
+    key: &MirrorKey,
+    side: &ValidSide,
+    secrets: &Secrets,
+) -> Result<Endpoint, TranslateError> {
+    let values = secrets
+        .get(&side.secret.name)
+        .and_then(Option::as_ref)
+        .ok_or_else(|| TranslateError::SecretNotFound {
+            namespace: key.namespace.clone(),
+            secret: side.secret.name.clone(),
+            key: side.secret.key.clone(),
+        })?;
+    Ok(Endpoint {
+        uri: connection_uri(&side.secret, values)?,
+        database: side.database.clone(),
+    })
+}
+
+fn connection_uri(
+    reference: &SecretKeyRef,
+    values: &SecretValues,
+) -> Result<ConnectionUri, TranslateError> {
+    let (secret, key) = (reference.name.clone(), reference.key.clone());
+    let Some(value) = values.0.get(&reference.key) else {
+        return Err(TranslateError::SecretKeyMissing { secret, key });
+    };
+    let Ok(text) = std::str::from_utf8(value) else {
+        return Err(TranslateError::NotText { secret, key });
+    };
+    ConnectionUri::parse(text).map_err(|source| TranslateError::InvalidUri {
+        secret,
+        key,
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resource::validation::validate;
+
+    fn key() -> MirrorKey {
+        MirrorKey::new("shop", "orders")
+    }
+
+    fn spec(yaml: &str) -> ValidSpec {
+        validate(&serde_saphyr::from_str(yaml).unwrap()).unwrap()
+    }
+
+    fn secret(key: &str, value: &str) -> Option<SecretValues> {
+        Some(SecretValues(BTreeMap::from([(
+            key.to_owned(),
+            value.as_bytes().to_vec(),
+        )])))
+    }
+
+    const MINIMAL: &str = "source: {uriSecretRef: {name: a}, database: orders}";
+
+    #[test]
+    fn one_secret_serves_both_sides_by_default() {
+        let secrets = Secrets::from([("a".into(), secret("uri", "mongodb://u:p@h:1/"))]);
+        let config = translate(&key(), &spec(MINIMAL), &secrets).unwrap();
+        assert_eq!(config.name, "shop/orders");
+        assert_eq!(config.source.uri, config.target.uri);
+        assert_eq!(config.target.database, "orders_backup");
+        assert!(config.selection.is_everything());
+    }
+
+    #[test]
+    fn each_trouble_with_a_secret_has_its_reason() {
+        let not_text = Some(SecretValues(BTreeMap::from([(
+            "uri".into(),
+            vec![0xFF, 0xFE],
+        )])));
+        for (secret, reason, needs_human) in [
+            (None, "SecretNotFound", false),
+            (secret("url", "mongodb://h"), "SecretKeyMissing", false),
+            (secret("uri", "localhost"), "InvalidUri", true),
+            (not_text, "InvalidUri", true),
+        ] {
+            let secrets = Secrets::from([("a".into(), secret)]);
+            let error = translate(&key(), &spec(MINIMAL), &secrets).unwrap_err();
+            assert_eq!(error.reason(), reason, "{error}");
+            assert_eq!(error.needs_human(), needs_human, "{error}");
+            assert!(error.to_string().contains("\"a\""), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_problem_tells_the_cause_and_no_credential() {
+        let secrets = Secrets::from([("a".into(), secret("uri", "mongodb://u:s3cret@h:port"))]);
+        let error = translate(&key(), &spec(MINIMAL), &secrets).unwrap_err();
+        let problem = Problem::from(error);
+        assert!(problem.message.contains("host number 1"), "{problem:?}");
+        assert!(!format!("{problem:?} {secrets:?}").contains("s3cret"));
+    }
+
+    #[test]
+    fn two_secrets_with_one_connection_string_are_one_deployment() {
+        let secrets = Secrets::from([
+            ("a".into(), secret("uri", "mongodb://h")),
+            ("b".into(), secret("uri", "mongodb://h")),
+        ]);
+        let same = spec(
+            "{source: {uriSecretRef: {name: a}, database: x}, \
+             target: {uriSecretRef: {name: b}, database: x}}",
+        );
+        let error = translate(&key(), &same, &secrets).unwrap_err();
+        assert_eq!(error.reason(), "SameDatabase");
+    }
+}

@@ -1,0 +1,104 @@
+//! Durations, times and sizes as people read them.
+
+use std::time::{Duration, SystemTime};
+
+use jiff::Timestamp;
+
+/// `0s`, `38ms`, `3.2s`, `42s`, `2m10s`, `3h5m`, `2d4h`.
+pub fn duration(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    let seconds = duration.as_secs();
+    match seconds {
+        0 if millis == 0 => "0s".to_owned(),
+        0 => format!("{millis}ms"),
+        1..10 => {
+            let tenths = duration.subsec_millis() / 100;
+            if tenths == 0 {
+                format!("{seconds}s")
+            } else {
+                format!("{seconds}.{tenths}s")
+            }
+        }
+        10..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m{}s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{}h{}m", seconds / 3600, seconds % 3600 / 60),
+        _ => format!("{}d{}h", seconds / 86_400, seconds % 86_400 / 3600),
+    }
+}
+
+/// RFC 3339 in UTC, to the second.
+pub fn rfc3339(time: SystemTime) -> String {
+    timestamp(time).to_string()
+}
+
+/// The time as Kubernetes keeps times: to the second.
+pub fn timestamp(time: SystemTime) -> Timestamp {
+    // A clock outside of the years -9999 to 9999 has no honest rendering.
+    let seconds = Timestamp::try_from(time).map_or(0, Timestamp::as_second);
+    Timestamp::from_second(seconds).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+/// `512 B`, `3.4 MiB`.
+pub fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    // Precision beyond 53 bits is not visible with one decimal.
+    #[allow(clippy::cast_precision_loss)]
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1023.95 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_read_well_at_every_size() {
+        for (millis, text) in [
+            (0, "0s"),
+            (1, "1ms"),
+            (38, "38ms"),
+            (999, "999ms"),
+            (1000, "1s"),
+            (1049, "1s"),
+            (3_290, "3.2s"),
+            (9_999, "9.9s"),
+            (42_900, "42s"),
+            (60_000, "1m0s"),
+            (130_000, "2m10s"),
+            (3_600_000, "1h0m"),
+            (11_100_000, "3h5m"),
+            (187_200_000, "2d4h"),
+        ] {
+            assert_eq!(duration(Duration::from_millis(millis)), text, "{millis}");
+        }
+        assert_eq!(duration(Duration::from_micros(999)), "0s");
+    }
+
+    #[test]
+    fn times_have_whole_seconds_in_utc() {
+        let time = SystemTime::UNIX_EPOCH + Duration::from_millis(1_790_000_000_999);
+        assert_eq!(rfc3339(time), "2026-09-21T14:13:20Z");
+    }
+
+    #[test]
+    fn sizes_read_well() {
+        for (size, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (3_565_158, "3.4 MiB"),
+            ((1 << 30) - 1, "1.0 GiB"),
+            (u64::MAX, "16384.0 PiB"),
+        ] {
+            assert_eq!(bytes(size), text, "{size}");
+        }
+    }
+}
