@@ -94,7 +94,7 @@ impl Shop {
         .await?;
         let more = doc! {
             "$push": {"items": {"sku": "gift", "quantity": 1, "price": 0.0}},
-            "$inc": {"items.0.quantity": 2},
+            "$inc": {"total": 24},
             "$unset": {"note": ""},
         };
         self.arrives(
