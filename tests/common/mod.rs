@@ -28,6 +28,14 @@ pub fn show_logs() {
         .try_init();
 }
 
+/// Random by default; set `MONGOMIRROR_TEST_SEED` to see the same writes again.
+pub fn fresh_seed() -> u64 {
+    std::env::var("MONGOMIRROR_TEST_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or_else(|| u64::from(rand::random::<u32>()))
+}
+
 /// A mirror of `database` into `<database>_backup`.
 pub fn config(source: &str, target: &str, database: &str) -> MirrorConfig {
     show_logs();
