@@ -16,6 +16,12 @@ use crate::engine::progress::{ApplyForm, InitialSync, Link, Phase, Problem, Tota
 use crate::runner::registry::{MirrorKey, Snapshot};
 use crate::runner::words;
 
+/// All mirrors.
+#[derive(Serialize)]
+struct List<'a> {
+    mirrors: Vec<Mirror<'a>>,
+}
+
 /// One mirror.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -94,7 +100,7 @@ impl<'a> From<&'a Snapshot> for Mirror<'a> {
 pub async fn list(State(shared): State<Arc<Shared>>) -> Response {
     let snapshots = shared.registry.snapshots();
     let mirrors: Vec<_> = snapshots.iter().map(Mirror::from).collect();
-    Json(json!({ "mirrors": mirrors })).into_response()
+    Json(List { mirrors }).into_response()
 }
 
 /// `GET /api/v1/mirrors/{namespace}/{name}`

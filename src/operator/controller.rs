@@ -31,6 +31,7 @@ use crate::runner::decide::Desired;
 use crate::runner::registry::{MirrorKey, Registry};
 use crate::runner::slot::{Names, Slot};
 use crate::runner::translate::{Secrets, desired, problem};
+use crate::runner::words;
 
 /// Everything is looked at again after this long, should an event have been missed.
 const RESYNC: Duration = Duration::from_secs(120);
@@ -126,8 +127,8 @@ impl Keeper {
                     Err(error) => {
                         tracing::warn!(
                             mirror = %self.slot.key(),
-                            error = &error as &dyn std::error::Error,
-                            "the resource could not be looked at, it will be tried again"
+                            cause = words::root_cause(&error),
+                            "{error}; it will be tried again"
                         );
                         self.backoff.failed()
                     }

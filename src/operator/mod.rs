@@ -35,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::resource::MongoMirror;
 use crate::runner::registry::{MirrorKey, Registry};
+use crate::runner::words;
 use controller::{Context, Keeper};
 
 /// Watches are reopened this often, so a connection that died silently is found within this time.
@@ -291,7 +292,8 @@ fn tell(what: &'static str, error: &watcher::Error) {
         _ => None,
     };
     let hint = match status {
-        Some(status) if status.is_not_found() => {
+        // An API server that never heard of the group answers with plain text.
+        Some(status) if status.code == 404 => {
             "the API server does not know them: apply the CustomResourceDefinition \
              (`mongomirror crd | kubectl apply -f -`)"
         }
@@ -301,7 +303,7 @@ fn tell(what: &'static str, error: &watcher::Error) {
         _ => "mirrors that run go on",
     };
     tracing::warn!(
-        error = error as &dyn std::error::Error,
+        error = words::root_cause(error),
         hint,
         "the watch of {what} was interrupted and will be opened again"
     );

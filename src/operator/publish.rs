@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::backoff::Backoff;
 use crate::resource::status::{Condition, ConditionStatus};
 use crate::resource::{MongoMirror, MongoMirrorStatus};
+use crate::runner::words;
 
 /// Who owns the status fields in server-side apply.
 const FIELD_MANAGER: &str = "mongomirror";
@@ -122,7 +123,7 @@ impl Publisher {
                 self.not_before = Some(again);
                 tracing::warn!(
                     resource = %self.name,
-                    error = &error as &dyn std::error::Error,
+                    error = words::root_cause(&error),
                     "the status could not be written, it will be tried again; the mirror goes on"
                 );
                 Some(again)

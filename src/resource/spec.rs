@@ -1,5 +1,8 @@
 //! What a user asks for. The doc comments are what `kubectl explain mongomirror` prints.
 
+// The columns are told apart by their names, not by the names of their arguments.
+#![allow(clippy::duplicated_attributes)]
+
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 

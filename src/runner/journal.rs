@@ -7,6 +7,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::registry::{MirrorKey, Registry, Snapshot};
+use super::words;
 use crate::engine::progress::Phase;
 
 /// How often the mirrors are looked at.
@@ -58,12 +59,10 @@ fn tell(told: &mut BTreeMap<MirrorKey, Told>, snapshot: &Snapshot) {
         }
         Some(_) => {}
         None if is_new_phase || is_new_trouble && before.is_some() || tells_copy => {
-            let lag = snapshot.lag();
             tracing::info!(
                 mirror = %snapshot.key,
                 ?phase,
-                target_database = %snapshot.target_database,
-                lag,
+                lag = snapshot.progress.lag.map(words::duration),
                 "{}",
                 snapshot.message()
             );

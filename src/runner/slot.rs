@@ -140,7 +140,12 @@ impl Slot {
         let (still, problem) = match desired {
             Desired::Running { .. } => (Phase::Pending, None),
             Desired::Paused { .. } => (Phase::Paused, None),
-            Desired::Unavailable { problem, .. } | Desired::Refused { problem } => {
+            Desired::Unavailable { mut problem, .. } | Desired::Refused { mut problem } => {
+                if self.running.is_some() {
+                    problem
+                        .message
+                        .push_str(". Meanwhile the mirror goes on with the credentials it has");
+                }
                 (phase_of(&problem), Some(problem))
             }
             Desired::Absent => {

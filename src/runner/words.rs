@@ -1,5 +1,6 @@
 //! Durations, times and sizes as people read them.
 
+use std::error::Error;
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
@@ -36,6 +37,16 @@ pub fn timestamp(time: SystemTime) -> Timestamp {
     // A clock outside of the years -9999 to 9999 has no honest rendering.
     let seconds = Timestamp::try_from(time).map_or(0, Timestamp::as_second);
     Timestamp::from_second(seconds).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+/// What is at the bottom of an error. For errors of libraries that repeat their cause at every
+/// level.
+pub fn root_cause(error: &(dyn Error + 'static)) -> String {
+    let mut root = error;
+    while let Some(cause) = root.source() {
+        root = cause;
+    }
+    root.to_string()
 }
 
 /// `512 B`, `3.4 MiB`.
