@@ -1,6 +1,7 @@
 //! The control plane, and kubectl as one would type it.
 
 use std::{
+    env,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -109,10 +110,12 @@ impl Kubernetes {
     pub fn environment(&self) -> String {
         let kubeconfig = self.plane.admin_kubeconfig().display();
         let folder = self.kubectl.parent().unwrap_or(Path::new("/"));
-        format!(
-            "export KUBECONFIG={kubeconfig} PATH=$PATH:{}",
-            folder.display()
-        )
+        let path = env::var_os("PATH").unwrap_or_default();
+        if env::split_paths(&path).any(|known| known == folder) {
+            return format!("export KUBECONFIG={kubeconfig}");
+        }
+        let folder = folder.display();
+        format!("export KUBECONFIG={kubeconfig} PATH=$PATH:{folder}")
     }
 }
 
