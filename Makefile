@@ -1,0 +1,47 @@
+# Thin targets over cargo; `make help` lists them.
+
+CARGO  ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+# Everything is selected together, and with an example, which wants what tests want: cargo then
+# builds each dependency once, for all targets below, and not once for every set of features.
+DEVELOPMENT := --workspace --locked --bins --example demo
+
+.DEFAULT_GOAL := help
+.PHONY: help build test fetch lint fmt crds bench demo clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## Build the optimised program, target/release/mongomirror
+	$(CARGO) build --locked --release
+
+test: fetch ## Run all tests against real servers, which are fetched first
+	$(CARGO) test --workspace --locked
+
+fetch: ## Fetch or build the servers that tests and the demo run, once
+	$(CARGO) build $(DEVELOPMENT)
+	$(TARGET)/debug/testbed fetch
+
+lint: ## Check the format, and run clippy with warnings as errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+fmt: ## Format the code
+	$(CARGO) fmt --all
+
+crds: ## Write the CustomResourceDefinition into crds/
+	$(CARGO) build $(DEVELOPMENT)
+	mkdir -p crds
+	$(TARGET)/debug/mongomirror crd > crds/.mongomirrors.yaml
+	mv crds/.mongomirrors.yaml crds/mongomirrors.yaml
+
+bench: ## Measure against real servers
+	$(CARGO) bench --locked
+
+demo: ## Show it all: real servers, an operator, a mirror, changes, a pause, the proof
+	$(CARGO) build $(DEVELOPMENT)
+	$(TARGET)/debug/examples/demo
+
+clean: ## Remove what was built; the fetched servers stay
+	$(CARGO) clean
