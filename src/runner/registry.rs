@@ -150,7 +150,8 @@ impl Snapshot {
                 .measured_at
                 .and_then(|measured| now.duration_since(measured).ok())
                 .is_some_and(|age| age > STALE_AFTER);
-        if stale {
+        // Without the source nobody knows how far it is ahead by now.
+        if stale || progress.source.connected == Some(false) {
             progress.lag = None;
         }
         Self {
