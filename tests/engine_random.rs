@@ -3,20 +3,12 @@
 mod common;
 
 use common::workload::{Workload, fill};
-use common::{assert_equal, caught_up, config, mirroring};
+use common::{assert_equal, caught_up, config, fresh_seed, mirroring};
 use mongomirror::runner::MirrorHandle;
 use testbed::{ReplicaSet, Version};
 
-/// Random by default; set it to see the same writes again.
-fn seed() -> u64 {
-    std::env::var("MONGOMIRROR_TEST_SEED")
-        .ok()
-        .and_then(|seed| seed.parse().ok())
-        .unwrap_or_else(|| u64::from(rand::random::<u32>()))
-}
-
 async fn random_run(version: Version, internal_delta: bool, ddl: bool) {
-    let seed = seed();
+    let seed = fresh_seed();
     let set = ReplicaSet::builder()
         .version(version)
         .start()

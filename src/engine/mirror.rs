@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::config::MirrorConfig;
 use super::error::{Error, Side};
 use super::owner::Owner;
-use super::plan::prepare;
+use super::plan::{Rival, prepare};
 use super::progress::{Phase, Problem, Progress};
 
 /// First and longest pause before another try, for what may pass by itself.
@@ -25,14 +25,18 @@ const HEALTHY: Duration = Duration::from_secs(60);
 /// Runs the mirror until it is asked to stop. Everything that happens shows in the progress.
 pub async fn run(config: MirrorConfig, publish: watch::Sender<Progress>, stop: CancellationToken) {
     let mut pause = BACKOFF.0;
+    let mut rival = Rival::default();
     loop {
         let started = tokio::time::Instant::now();
-        let error = match run_once(&config, &publish, &stop).await {
+        let error = match run_once(&config, &publish, &stop, &mut rival).await {
             Ok(()) => break,
             Err(error) => error,
         };
         if started.elapsed() > HEALTHY {
             pause = BACKOFF.0;
+        }
+        if matches!(error, Error::Fenced { .. }) && rival == Rival::None {
+            rival = Rival::Unknown;
         }
         report(&config, &publish, &error);
         let wait = if error.needs_human() { HUMAN } else { pause };
@@ -56,10 +60,11 @@ async fn run_once(
     config: &MirrorConfig,
     publish: &watch::Sender<Progress>,
     stop: &CancellationToken,
+    rival: &mut Rival,
 ) -> Result<(), Error> {
     let planned = tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        planned = prepare(config, publish) => planned?,
+        planned = prepare(config, publish, rival) => planned?,
     };
     tracing::info!(
         mirror = %config.name,

@@ -63,11 +63,42 @@ pub struct Planned {
     pub sessions: Vec<ClientSession>,
 }
 
+/// Another process that took the mirror over, as last seen in the checkpoint.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub enum Rival {
+    /// Nobody did.
+    #[default]
+    None,
+    /// Somebody did; nothing more is known.
+    Unknown,
+    /// Somebody did, and this is what they last wrote.
+    Seen(i64, Option<DateTime>),
+}
+
+impl Rival {
+    /// Whoever was fenced takes the mirror back only from a process that no longer writes. A live
+    /// one moves its checkpoint at least every 20 s, so two looks half a minute apart tell; and no
+    /// clocks are compared.
+    fn refuse_if_alive(&mut self, now: &Checkpoint) -> Result<()> {
+        let seen = Self::Seen(now.epoch, now.updated_at);
+        if *self == Self::None || *self == seen {
+            *self = Self::None;
+            return Ok(());
+        }
+        *self = seen;
+        Err(Error::Fenced { epoch: now.epoch })
+    }
+}
+
 /// Connects, checks, and plans.
 ///
 /// # Errors
 /// Every refusal of [`Error`]; what the exchanges met.
-pub async fn prepare(config: &MirrorConfig, publish: &watch::Sender<Progress>) -> Result<Planned> {
+pub async fn prepare(
+    config: &MirrorConfig,
+    publish: &watch::Sender<Progress>,
+    rival: &mut Rival,
+) -> Result<Planned> {
     let target_name = &config.target.database;
     if FORBIDDEN.contains(&target_name.as_str()) {
         return Err(Error::TargetForbidden(target_name.clone()));
@@ -99,11 +130,15 @@ pub async fn prepare(config: &MirrorConfig, publish: &watch::Sender<Progress>) -
     };
     let before = state.load().await?;
     identity.check(before.as_ref())?;
-    if before.is_none() {
-        refuse_unless_empty(&target).await?;
+    match &before {
+        None => refuse_unless_empty(&target).await?,
+        Some(before) => {
+            rival.refuse_if_alive(before)?;
+            // What a killed process left open holds the checkpoint; it would hold us up too.
+            state.end_sessions(&before.sessions).await;
+        }
     }
     let checkpoint = state.claim(identity.document()).await?;
-    state.end_sessions(&checkpoint.sessions).await;
     let mut sessions = Vec::new();
     for _ in 0..=config.limits.copy_lanes {
         sessions.push(start_session(&state).await?);

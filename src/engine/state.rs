@@ -4,6 +4,8 @@
 //! rewrites, inside the batch's own transaction. `catalog` and `ranges` are written when they
 //! change. A checkpoint kept anywhere else could run ahead of the data (`facts` mongodb 9).
 
+use std::time::Duration;
+
 use bson::{Bson, DateTime, Document, RawDocumentBuf, Timestamp, doc};
 use mongodb::Client;
 use mongodb::options::ReturnDocument;
@@ -19,6 +21,10 @@ pub const DATABASE: &str = "mongomirror";
 
 /// Version of the documents below; a newer one is not touched.
 const FORMAT: i32 = 1;
+
+/// How long a take-over may wait on the server: one that outlives its process would fence the
+/// next one.
+const CLAIM_LIMIT: Duration = Duration::from_secs(5);
 
 const CHECKPOINTS: &str = "checkpoints";
 const CATALOG: &str = "catalog";
@@ -45,6 +51,8 @@ pub struct Checkpoint {
     pub copy: CopyFigures,
     /// Ids of the sessions that the last process wrote with.
     pub sessions: Vec<Bson>,
+    /// When it was last written, by the clock of whoever wrote it.
+    pub updated_at: Option<DateTime>,
 }
 
 /// A document that was read later than the position: events up to `until` are already in it.
@@ -181,6 +189,7 @@ impl StateStore {
                 doc! {"$set": set, "$inc": {"epoch": 1_i64}},
             )
             .upsert(true)
+            .max_time(CLAIM_LIMIT)
             .return_document(ReturnDocument::After)
             .write_concern(majority());
         let limit = super::command::COMMAND_LIMIT;
@@ -590,6 +599,7 @@ fn parse_checkpoint(document: &Document) -> Result<Checkpoint> {
             .get_array("ahead")
             .map(|ahead| ahead.iter().filter_map(parse_ahead).collect())
             .unwrap_or_default(),
+        updated_at: document.get_datetime("updatedAt").ok().copied(),
         sessions: document.get_array("sessions").cloned().unwrap_or_default(),
         copy: CopyFigures {
             documents_total: count("documentsTotal"),

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "every test file uses its own part")]
 
+pub mod cluster;
 pub mod workload;
 
 use std::time::Duration;
@@ -26,6 +27,14 @@ pub fn show_logs() {
         .with_env_filter(filter)
         .with_test_writer()
         .try_init();
+}
+
+/// Random by default; set `MONGOMIRROR_TEST_SEED` to see the same writes again.
+pub fn fresh_seed() -> u64 {
+    std::env::var("MONGOMIRROR_TEST_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or_else(|| u64::from(rand::random::<u32>()))
 }
 
 /// A mirror of `database` into `<database>_backup`.

@@ -1,0 +1,181 @@
+//! An operator process against a real API server, driven by kubectl as a user would.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use testbed::ControlPlane;
+
+/// A control plane with the CRD, and an operator that has exactly the chart's rights.
+pub struct Cluster {
+    operator: Option<Child>,
+    kubeconfig: PathBuf,
+    log: PathBuf,
+    port: u16,
+    folder: tempfile::TempDir,
+    /// The control plane.
+    pub plane: ControlPlane,
+}
+
+impl Cluster {
+    /// Starts the control plane and the operator.
+    pub async fn start() -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let plane = ControlPlane::builder()
+            .start()
+            .await
+            .expect("a control plane");
+        let crd = std::fs::read_to_string(root.join("crds/mongomirrors.yaml")).expect("the CRD");
+        plane
+            .kubectl_stdin(&["apply", "-f", "-"], &crd)
+            .await
+            .and_then(testbed::Output::checked)
+            .expect("the CRD is accepted");
+        let established = [
+            "wait",
+            "--for=condition=Established",
+            "crd/mongomirrors.mongomirror.dev",
+        ];
+        plane
+            .kubectl(&established)
+            .await
+            .expect("kubectl")
+            .checked()
+            .expect("established");
+        let roles = root.join("charts/mongomirror/files/clusterrole.yaml");
+        let kubeconfig = plane
+            .operator_kubeconfig(&roles)
+            .await
+            .expect("the operator's rights");
+        let folder = tempfile::tempdir().expect("a folder");
+        let port = std::net::TcpListener::bind("127.0.0.1:0")
+            .and_then(|listener| listener.local_addr())
+            .expect("a free port")
+            .port();
+        let mut cluster = Self {
+            operator: None,
+            kubeconfig,
+            log: folder.path().join("operator.log"),
+            port,
+            folder,
+            plane,
+        };
+        cluster.start_operator();
+        cluster
+    }
+
+    /// Starts the operator's process.
+    pub fn start_operator(&mut self) {
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.log)
+            .expect("a log");
+        let operator = Command::new(env!("CARGO_BIN_EXE_mongomirror"))
+            .args(["operator", "--listen", &format!("127.0.0.1:{}", self.port)])
+            .env("KUBECONFIG", &self.kubeconfig)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a log"))
+            .stderr(log)
+            .spawn()
+            .expect("the operator");
+        self.operator = Some(operator);
+    }
+
+    /// kill -9.
+    pub fn kill_operator(&mut self) {
+        if let Some(mut operator) = self.operator.take() {
+            operator.kill().expect("kill");
+            operator.wait().expect("wait");
+        }
+    }
+
+    /// What the operator logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// kubectl; what it prints, or a panic with its error.
+    pub async fn kubectl(&self, arguments: &[&str]) -> String {
+        let output = self.plane.kubectl(arguments).await.expect("kubectl");
+        output
+            .checked()
+            .unwrap_or_else(|error| panic!("kubectl {arguments:?}: {error}"))
+    }
+
+    /// kubectl apply.
+    pub async fn apply(&self, manifest: &str) {
+        self.plane
+            .kubectl_stdin(&["apply", "-f", "-"], manifest)
+            .await
+            .and_then(testbed::Output::checked)
+            .expect("apply");
+    }
+
+    /// Waits until a field of a mirror has this value.
+    pub async fn wait(&self, mirror: &str, path: &str, value: &str) {
+        let condition = format!("--for=jsonpath={{{path}}}={value}");
+        let wait = ["wait", "mongomirror", mirror, &condition, "--timeout=60s"];
+        let output = self.plane.kubectl(&wait).await.expect("kubectl");
+        if !output.success {
+            let now = self
+                .kubectl(&["get", "mongomirror", mirror, "-o", "yaml"])
+                .await;
+            panic!("{mirror} has no {path}={value}: {}\n{now}", output.stderr);
+        }
+    }
+
+    /// One field of a mirror.
+    pub async fn field(&self, mirror: &str, path: &str) -> String {
+        let template = format!("jsonpath={{{path}}}");
+        self.kubectl(&["get", "mongomirror", mirror, "-o", &template])
+            .await
+    }
+
+    /// The body of a path of the status API.
+    pub async fn http(&self, path: &str) -> String {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port))
+            .await
+            .expect("the status API listens");
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("request");
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).await.expect("reply");
+        reply
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Some(operator) = &mut self.operator {
+            let _ = operator.kill();
+            let _ = operator.wait();
+        }
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<_> = log.lines().collect();
+            let last = lines.len().saturating_sub(80);
+            eprintln!(
+                "--- the end of the operator's log:\n{}",
+                lines[last..].join("\n")
+            );
+        }
+        let _ = self.folder.path();
+    }
+}
+
+/// A Secret with a connection string.
+pub fn secret(name: &str, uri: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}}}\nstringData: {{uri: \"{uri}\"}}\n---\n"
+    )
+}
+
+/// A MongoMirror; `more` are further lines of its spec.
+pub fn mirror(name: &str, secret: &str, database: &str, more: &str) -> String {
+    format!(
+        "apiVersion: mongomirror.dev/v1alpha1\nkind: MongoMirror\nmetadata: {{name: {name}}}\nspec:\n  \
+         source: {{uriSecretRef: {{name: {secret}}}, database: {database}}}\n{more}---\n"
+    )
+}

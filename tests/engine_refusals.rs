@@ -1,0 +1,127 @@
+//! What cannot be mirrored is refused with a reason, before anything is written.
+
+mod common;
+
+use bson::doc;
+use common::{config, mirroring, wait_for};
+use mongodb::Client;
+use mongomirror::engine::config::MirrorConfig;
+use mongomirror::engine::connection::uri::ConnectionUri;
+use mongomirror::engine::progress::Problem;
+use mongomirror::runner::MirrorHandle;
+use testbed::{ReplicaSet, Standalone};
+
+async fn problem_of(config: MirrorConfig) -> Problem {
+    let mirror = MirrorHandle::start(config);
+    let progress = wait_for(&mirror, "a problem", |progress| progress.problem.is_some()).await;
+    mirror.stop().await;
+    progress.problem.unwrap()
+}
+
+async fn databases(client: &Client) -> Vec<String> {
+    let mut names = client.list_database_names().await.unwrap();
+    names.retain(|name| !["admin", "config", "local"].contains(&name.as_str()));
+    names.sort();
+    names
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_targets_are_refused_and_nothing_is_written() {
+    let set = ReplicaSet::builder().start().await.unwrap();
+    let client = set.client().await.unwrap();
+    let insert = async |database: &str| {
+        let collection = client.database(database).collection("c");
+        collection.insert_one(doc! {"_id": 1}).await.unwrap();
+    };
+    insert("shop").await;
+    insert("full").await;
+    for (database, reason) in [
+        ("admin", "TargetForbidden"),
+        ("local", "TargetForbidden"),
+        ("config", "TargetForbidden"),
+        ("mongomirror", "TargetForbidden"),
+        ("shop", "SameDatabase"),
+        ("full", "TargetNotEmpty"),
+    ] {
+        let mut config = config(&set.uri(), &set.uri(), "shop");
+        config.target.database = database.into();
+        let problem = problem_of(config).await;
+        assert_eq!(problem.reason, reason, "{}", problem.message);
+        assert!(problem.needs_human);
+        assert_eq!(databases(&client).await, ["full", "shop"], "{database}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_belongs_to_another_mirror_is_refused() {
+    let set = ReplicaSet::builder().start().await.unwrap();
+    let first = MirrorHandle::start(config(&set.uri(), &set.uri(), "shop"));
+    mirroring(&first).await;
+    let mut other = config(&set.uri(), &set.uri(), "other");
+    other.target.database = "shop_backup".into();
+    let problem = problem_of(other).await;
+    assert_eq!(problem.reason, "TargetBusy");
+    assert!(
+        problem.message.contains("tests/shop"),
+        "{}",
+        problem.message
+    );
+    first.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standalone_server_is_refused_with_what_to_do() {
+    let standalone = Standalone::builder().start().await.unwrap();
+    let problem = problem_of(config(&standalone.uri(), &standalone.uri(), "shop")).await;
+    assert_eq!(problem.reason, "NotReplicaSet");
+    assert!(problem.message.contains("--replSet"), "{}", problem.message);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_passwords_and_missing_hosts_are_told_apart_without_credentials() {
+    let set = ReplicaSet::builder().auth(true).start().await.unwrap();
+    let wrong = set.uri_as("root", "canary-s3cret");
+    let problem = problem_of(config(&wrong, &wrong, "shop")).await;
+    assert_eq!(
+        problem.reason, "AuthenticationFailed",
+        "{}",
+        problem.message
+    );
+    assert!(!problem.message.contains("canary"), "{}", problem.message);
+
+    let nowhere =
+        "mongodb://user:canary-s3cret@no-such-host.invalid:27017/?serverSelectionTimeoutMS=500";
+    let mut missing = config(&set.uri(), &set.uri(), "shop");
+    missing.source.uri = ConnectionUri::parse(nowhere).unwrap();
+    let problem = problem_of(missing).await;
+    assert_eq!(problem.reason, "SourceUnreachable", "{}", problem.message);
+    assert!(!problem.message.contains("canary"), "{}", problem.message);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documented_roles_are_enough() {
+    let set = ReplicaSet::builder().auth(true).start().await.unwrap();
+    let root = set.client().await.unwrap();
+    let shop = root.database("shop").collection("orders");
+    shop.insert_one(doc! {"_id": 1}).await.unwrap();
+    let role = |role: &str, db: &str| doc! {"role": role, "db": db}.into();
+    set.create_user("reader", "r", [role("read", "shop")])
+        .await
+        .unwrap();
+    let target_roles = [
+        role("readWrite", "shop_backup"),
+        role("dbAdmin", "shop_backup"),
+        role("readWrite", "mongomirror"),
+    ];
+    set.create_user("writer", "w", target_roles).await.unwrap();
+    let mirror = MirrorHandle::start(config(
+        &set.uri_as("reader", "r"),
+        &set.uri_as("writer", "w"),
+        "shop",
+    ));
+    mirroring(&mirror).await;
+    shop.insert_one(doc! {"_id": 2}).await.unwrap();
+    common::caught_up(&mirror, &root).await;
+    common::assert_equal(&root.database("shop"), &root.database("shop_backup")).await;
+    mirror.stop().await;
+}

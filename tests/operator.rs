@@ -1,0 +1,294 @@
+//! From `kubectl apply` to a live copy: a real API server, real mongods, the real binary.
+
+mod common;
+
+use bson::{Document, doc};
+use common::cluster::{Cluster, mirror, secret};
+use common::{PATIENCE, assert_equal, fill};
+use mongodb::{Client, Database};
+use testbed::{ReplicaSet, Standalone};
+
+/// Waits until the target has every write of the source, as the checkpoint tells.
+async fn caught_up(source: &Client, target: &Client, database: &str) {
+    let ping = doc! {"ping": 1};
+    let reply = source.database("admin").run_command(ping).await.unwrap();
+    let now = reply.get_timestamp("operationTime").unwrap();
+    let checkpoints: mongodb::Collection<Document> =
+        target.database("mongomirror").collection("checkpoints");
+    let reached = async {
+        loop {
+            let found = checkpoints.find_one(doc! {"_id": database}).await.unwrap();
+            let position = found.and_then(|checkpoint| {
+                let position = checkpoint.get_document("position").ok()?;
+                position.get_timestamp("time").ok()
+            });
+            if position.is_some_and(|at| (at.time, at.increment) >= (now.time, now.increment)) {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, reached)
+        .await
+        .expect("the target never caught up");
+}
+
+async fn writes_of_many_kinds(db: &Database, from: i32) {
+    let orders = db.collection::<Document>("orders");
+    fill(db, "orders", from, 100).await;
+    orders
+        .update_many(
+            doc! {"_id": {"$gte": from}},
+            doc! {"$set": {"status": "paid"}, "$push": {"tags": "x"}},
+        )
+        .await
+        .unwrap();
+    orders
+        .replace_one(doc! {"_id": from}, doc! {"z": 1, "a": 2})
+        .await
+        .unwrap();
+    orders
+        .update_one(
+            doc! {"_id": from + 1},
+            vec![doc! {"$set": {"total": {"$add": ["$total", 1]}}}],
+        )
+        .await
+        .unwrap();
+    orders.delete_one(doc! {"_id": from + 2}).await.unwrap();
+    orders
+        .update_one(doc! {"_id": from + 5000}, doc! {"$set": {"upserted": true}})
+        .upsert(true)
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_applied_mirror_copies_follows_pauses_and_goes_on() {
+    let set = ReplicaSet::builder().start().await.unwrap();
+    let client = set.client().await.unwrap();
+    let (source, target) = (
+        client.database("ordersDB"),
+        client.database("ordersDB_backup"),
+    );
+    fill(&source, "orders", 0, 3000).await;
+    let mut cluster = Cluster::start().await;
+
+    let manifest = secret("orders", &set.uri()) + &mirror("orders", "orders", "ordersDB", "");
+    cluster.apply(&manifest).await;
+    cluster.wait("orders", ".status.phase", "Mirroring").await;
+    cluster
+        .kubectl(&[
+            "wait",
+            "mongomirror",
+            "orders",
+            "--for=condition=Ready",
+            "--timeout=30s",
+        ])
+        .await;
+    writes_of_many_kinds(&source, 10_000).await;
+    caught_up(&client, &client, "ordersDB_backup").await;
+    assert_equal(&source, &target).await;
+
+    let table = cluster.kubectl(&["get", "mgm"]).await;
+    let (header, row) = table.split_once('\n').unwrap();
+    let words = |line: &str| {
+        line.split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        words(header),
+        [
+            "NAME",
+            "ENABLED",
+            "PHASE",
+            "CONNECTED",
+            "DBNAME",
+            "LAG",
+            "READY",
+            "AGE"
+        ]
+    );
+    assert_eq!(
+        words(row)[..5],
+        ["orders", "true", "Mirroring", "true", "ordersDB_backup"]
+    );
+    let status = cluster.http("/api/v1/mirrors/default/orders").await;
+    assert!(
+        status.contains("\"dbName\":\"ordersDB_backup\""),
+        "{status}"
+    );
+    assert!(cluster.http("/metrics").await.contains("mongomirror_"));
+    assert!(cluster.http("/healthz").await.starts_with("HTTP/1.1 200"));
+
+    // Switched off: nothing arrives. Switched on: everything does, without a new copy.
+    let patch = |on: bool| format!("{{\"spec\":{{\"enabled\":{on}}}}}");
+    cluster
+        .kubectl(&[
+            "patch",
+            "mgm",
+            "orders",
+            "--type=merge",
+            "-p",
+            &patch(false),
+        ])
+        .await;
+    cluster.wait("orders", ".status.phase", "Paused").await;
+    assert_eq!(cluster.field("orders", ".status.connected").await, "false");
+    writes_of_many_kinds(&source, 20_000).await;
+    let absent = target
+        .collection::<Document>("orders")
+        .find_one(doc! {"_id": 20_000})
+        .await;
+    assert_eq!(absent.unwrap(), None);
+    cluster
+        .kubectl(&["patch", "mgm", "orders", "--type=merge", "-p", &patch(true)])
+        .await;
+    cluster.wait("orders", ".status.phase", "Mirroring").await;
+    caught_up(&client, &client, "ordersDB_backup").await;
+    assert_equal(&source, &target).await;
+
+    // Killed and started again: it goes on.
+    cluster.kill_operator();
+    writes_of_many_kinds(&source, 30_000).await;
+    cluster.start_operator();
+    caught_up(&client, &client, "ordersDB_backup").await;
+    assert_equal(&source, &target).await;
+
+    // Deleted: the data stays. Applied again: it goes on from the checkpoint.
+    cluster
+        .kubectl(&["delete", "mgm", "orders", "--timeout=30s"])
+        .await;
+    writes_of_many_kinds(&source, 40_000).await;
+    assert!(
+        target
+            .collection::<Document>("orders")
+            .count_documents(doc! {})
+            .await
+            .unwrap()
+            > 3000
+    );
+    cluster.apply(&manifest).await;
+    cluster.wait("orders", ".status.phase", "Mirroring").await;
+    caught_up(&client, &client, "ordersDB_backup").await;
+    assert_equal(&source, &target).await;
+    assert!(!cluster.log().contains("panicked"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_mirrors_go_on_while_the_api_server_is_away() {
+    let set = ReplicaSet::builder().start().await.unwrap();
+    let client = set.client().await.unwrap();
+    let mut manifest = secret("mongo", &set.uri());
+    for database in ["first", "second"] {
+        fill(&client.database(database), "orders", 0, 500).await;
+        manifest += &mirror(database, "mongo", database, "");
+    }
+    let cluster = Cluster::start().await;
+    cluster.apply(&manifest).await;
+    for database in ["first", "second"] {
+        cluster.wait(database, ".status.phase", "Mirroring").await;
+    }
+    cluster.plane.stop_api_server().await.unwrap();
+    for database in ["first", "second"] {
+        writes_of_many_kinds(&client.database(database), 10_000).await;
+        let copy = format!("{database}_backup");
+        caught_up(&client, &client, &copy).await;
+        assert_equal(&client.database(database), &client.database(&copy)).await;
+    }
+    cluster.plane.start_api_server().await.unwrap();
+    let before = cluster.field("first", ".status.consistentAt").await;
+    // The status is true again once the server is back.
+    let refreshed = async {
+        while cluster.field("first", ".status.consistentAt").await == before {
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, refreshed)
+        .await
+        .expect("the status stayed old");
+    assert_eq!(cluster.field("second", ".status.phase").await, "Mirroring");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_input_is_answered_with_a_reason_and_disturbs_nobody() {
+    let set = ReplicaSet::builder().start().await.unwrap();
+    let guarded = ReplicaSet::builder().auth(true).start().await.unwrap();
+    let standalone = Standalone::builder().start().await.unwrap();
+    let client = set.client().await.unwrap();
+    fill(&client.database("shop"), "orders", 0, 50).await;
+    fill(&client.database("full"), "orders", 0, 5).await;
+    let cluster = Cluster::start().await;
+    let wrong = guarded.uri_as("root", "canary-s3cret");
+    let nowhere = "mongodb://user:canary-s3cret@no-such-host.invalid:27017/";
+    let manifest = [
+        secret("good", &set.uri()),
+        secret("wrong-password", &wrong),
+        secret("nowhere", nowhere),
+        secret("broken", "mongo//canary-s3cret@x"),
+        secret("standalone", &standalone.uri()),
+        "apiVersion: v1\nkind: Secret\nmetadata: {name: other-key}\nstringData: {url: x}\n---\n"
+            .into(),
+        mirror("good", "good", "shop", ""),
+        mirror("empty", "good", "not_there_yet", ""),
+        mirror("no-secret", "missing", "shop", "  target: {database: t1}\n"),
+        mirror("no-key", "other-key", "shop", "  target: {database: t2}\n"),
+        mirror("broken", "broken", "shop", "  target: {database: t3}\n"),
+        mirror("nowhere", "nowhere", "shop", "  target: {database: t4}\n"),
+        mirror(
+            "wrong-password",
+            "wrong-password",
+            "shop",
+            "  target: {database: t5}\n",
+        ),
+        mirror(
+            "standalone",
+            "standalone",
+            "shop",
+            "  target: {database: t6}\n",
+        ),
+        mirror("same", "good", "shop", "  target: {database: shop}\n"),
+        mirror("forbidden", "good", "shop", "  target: {database: admin}\n"),
+        mirror("full", "good", "shop", "  target: {database: full}\n"),
+    ]
+    .concat();
+    cluster.apply(&manifest).await;
+    for (name, reason, hint) in [
+        ("no-secret", "SecretNotFound", "missing"),
+        ("no-key", "SecretKeyMissing", "uri"),
+        ("broken", "InvalidUri", "mongodb://"),
+        ("nowhere", "SourceUnreachable", "host"),
+        ("wrong-password", "AuthenticationFailed", "password"),
+        ("standalone", "NotReplicaSet", "--replSet"),
+        ("same", "SameDatabase", "shop"),
+        ("forbidden", "TargetForbidden", "admin"),
+        ("full", "TargetNotEmpty", "full"),
+    ] {
+        cluster
+            .wait(
+                name,
+                ".status.conditions[?(@.type==\"Ready\")].reason",
+                reason,
+            )
+            .await;
+        let message = cluster.field(name, ".status.message").await;
+        assert!(message.contains(hint), "{name}: {message}");
+    }
+    for name in ["good", "empty"] {
+        cluster.wait(name, ".status.phase", "Mirroring").await;
+    }
+    let mut names = client.list_database_names().await.unwrap();
+    names.retain(|name| !["admin", "config", "local"].contains(&name.as_str()));
+    names.sort();
+    assert_eq!(names, ["full", "mongomirror", "shop", "shop_backup"]);
+    let everything = cluster.kubectl(&["get", "mgm", "-o", "yaml"]).await
+        + &cluster.log()
+        + &cluster.http("/api/v1/mirrors").await
+        + &cluster.http("/metrics").await;
+    assert!(!everything.contains("canary"), "a credential was shown");
+    // A Secret that appears later is noticed.
+    cluster.apply(&secret("missing", &set.uri())).await;
+    cluster
+        .wait("no-secret", ".status.phase", "Mirroring")
+        .await;
+}
