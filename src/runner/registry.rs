@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::words;
 use crate::engine::progress::{InitialSync, Phase, Problem, Progress};
+use crate::resource::status::UNKNOWN_LAG;
 
 /// A mirror that follows its source measures its lag every second or so. What was measured longer
 /// ago than this is no longer known.
@@ -179,7 +180,7 @@ impl Snapshot {
     pub fn lag(&self) -> String {
         self.progress
             .lag
-            .map_or_else(|| "unknown".to_owned(), words::duration)
+            .map_or_else(|| UNKNOWN_LAG.to_owned(), words::duration)
     }
 
     /// The lag in milliseconds, if it is known.
