@@ -289,9 +289,10 @@ pub(crate) mod tests {
             needs_human: true,
             since: SystemTime::UNIX_EPOCH,
         };
-        let mut progress = Progress::default();
-        progress.problem = Some(problem("inside"));
-        let mut listing = listing(progress);
+        let mut listing = listing(Progress {
+            problem: Some(problem("inside")),
+            ..Progress::default()
+        });
         let key = MirrorKey::new("n", "m");
         let inside = Snapshot::new(key.clone(), listing.clone(), SystemTime::now());
         assert_eq!(inside.message(), "inside");
