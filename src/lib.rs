@@ -17,6 +17,8 @@
 //! `runner::slot` → `engine::mirror`. From a mirror to its readers: `engine::progress` →
 //! `runner::registry` → `operator::report`, `http`, `cli`.
 
+#![warn(clippy::unwrap_used)]
+
 pub mod cli;
 pub mod engine;
 pub mod http;

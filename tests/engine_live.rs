@@ -3,7 +3,7 @@
 mod common;
 
 use bson::{Document, doc};
-use common::{assert_equal, caught_up, config, fill, mirroring};
+use common::{assert_equal, caught_up, config, fill, mirroring, order};
 use mongomirror::engine::progress::Phase;
 use mongomirror::runner::MirrorHandle;
 use testbed::{ReplicaSet, Version};
@@ -100,4 +100,59 @@ async fn a_stopped_mirror_goes_on_where_it_was() {
     assert_eq!(progress.totals.deletes, 100);
     assert_equal(&source, &target).await;
     mirror.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_larger_than_the_memory_budget_arrives_as_a_whole() {
+    let set = ReplicaSet::builder().cache_gb(1.0).start().await.unwrap();
+    let client = set.client().await.unwrap();
+    let (source, target) = (client.database("shop"), client.database("shop_backup"));
+    fill(&source, "orders", 0, 2000).await;
+    let mut config = config(&set.uri(), &set.uri(), "shop");
+    config.limits.memory_bytes = 4 << 20;
+    let mirror = MirrorHandle::start(config);
+    mirroring(&mirror).await;
+    let copies = target.collection::<Document>("orders");
+    let mut seen = tokio::spawn(async move {
+        // Whoever reads the copy sees nothing of the transaction, or all of it.
+        loop {
+            let found = copies.count_documents(doc! {"big": true}).await.unwrap();
+            assert!(
+                found == 0 || found == 12_000,
+                "{found} of the transaction's documents"
+            );
+            if found == 12_000 {
+                return;
+            }
+        }
+    });
+    let mut session = client.start_session().await.unwrap();
+    session.start_transaction().await.unwrap();
+    let orders = source.collection::<Document>("orders");
+    for chunk in 0..12 {
+        let documents = (0..1000).map(|n| {
+            let mut order = order(10_000 + chunk * 1000 + n);
+            order.insert("big", true);
+            order
+        });
+        orders
+            .insert_many(documents)
+            .session(&mut session)
+            .await
+            .unwrap();
+    }
+    orders
+        .update_many(doc! {"quantity": 3}, doc! {"$set": {"status": "paid"}})
+        .session(&mut session)
+        .await
+        .unwrap();
+    session.commit_transaction().await.unwrap();
+    caught_up(&mirror, &client).await;
+    assert_equal(&source, &target).await;
+    tokio::time::timeout(common::PATIENCE, &mut seen)
+        .await
+        .unwrap()
+        .unwrap();
+    let last = mirror.stop().await;
+    assert_eq!(last.totals.repaired, 0);
 }

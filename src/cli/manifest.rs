@@ -136,9 +136,10 @@ impl Documents {
             let metadata = document.get("metadata")?;
             metadata.get(field)?.as_str().map(str::to_owned)
         };
-        let Some(name) = text("name").filter(|name| !name.is_empty()) else {
+        let name = text("name").unwrap_or_default();
+        if name.is_empty() && matches!(kind, "Secret" | "MongoMirror") {
             return Err(fail(format!("the {kind} has no metadata.name")));
-        };
+        }
         let namespace = text("namespace").unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
         match kind {
             "Secret" => {

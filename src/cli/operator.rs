@@ -36,7 +36,10 @@ pub async fn execute(arguments: Arguments, stop: CancellationToken) -> Result<()
     let registry = Registry::default();
     let (ready, is_ready) = watch::channel(false);
     let server = Server::bind(arguments.listen, registry.clone(), is_ready).await?;
-    tracing::info!(address = ?server.address(), "serving the status API");
+    tracing::info!(
+        address = server.address().map(tracing::field::display),
+        "serving the status API"
+    );
     tokio::spawn(journal::run(registry.clone(), stop.clone()));
 
     // The chart leaves the variable empty for "all namespaces".

@@ -54,7 +54,10 @@ pub async fn execute(
     let (ready, is_ready) = watch::channel(false);
     if let Some(address) = arguments.listen {
         let server = Server::bind(address, registry.clone(), is_ready).await?;
-        tracing::info!(address = ?server.address(), "serving the status API");
+        tracing::info!(
+            address = server.address().map(tracing::field::display),
+            "serving the status API"
+        );
         tokio::spawn(server.serve(CancellationToken::new()));
     }
     tokio::spawn(journal::run(registry.clone(), stop.clone()));

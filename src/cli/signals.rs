@@ -20,6 +20,7 @@ pub fn stop_token() -> std::io::Result<CancellationToken> {
             };
             if time > 1 {
                 tracing::warn!("{name} again: ending at once");
+                #[expect(clippy::exit, reason = "the second signal means: at once")]
                 std::process::exit(1);
             }
             tracing::info!("{name}: finishing the batches in hand, then ending");

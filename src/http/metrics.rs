@@ -190,7 +190,7 @@ fn initial_sync(out: &mut Out<'_>) -> fmt::Result {
     out.gauges(
         "initial_sync_progress",
         "How much of the initial copy is done, from 0 to 1.",
-        Some(Unit::Ratios),
+        Some(Unit::Other("ratio".into())),
         |mirror| {
             let sync = mirror.progress.initial_sync.as_ref();
             optional(sync.map(|sync| f64::from(sync.percent()) / 100.0))

@@ -126,3 +126,67 @@ async fn metrics_text(State(shared): State<Arc<Shared>>) -> Response {
         ),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::engine::progress::Progress;
+    use crate::runner::registry::MirrorKey;
+    use crate::runner::registry::tests::listing;
+
+    async fn get(address: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await.unwrap();
+        response
+    }
+
+    #[tokio::test]
+    async fn every_path_answers() {
+        let registry = Registry::default();
+        registry.set(
+            MirrorKey::new("shop", "orders"),
+            listing(Progress::default()),
+        );
+        let (ready, is_ready) = watch::channel(false);
+        let local = SocketAddr::from(([127, 0, 0, 1], 0));
+        let server = Server::bind(local, registry, is_ready).await.unwrap();
+        let address = server.address().unwrap();
+        let stop = CancellationToken::new();
+        let serving = tokio::spawn(server.serve(stop.clone()));
+
+        for (path, status, part) in [
+            ("/healthz", 200, "ok"),
+            ("/readyz", 503, "not ready"),
+            ("/metrics", 200, "mongomirror_enabled{"),
+            (
+                "/api/v1/mirrors",
+                200,
+                r#"{"mirrors":[{"namespace":"shop","#,
+            ),
+            (
+                "/api/v1/mirrors/shop/orders",
+                200,
+                r#""dbName":"orders_backup""#,
+            ),
+            ("/api/v1/mirrors/shop/other", 404, r#"{"error":"#),
+            ("/nowhere", 404, r#"{"error":"#),
+        ] {
+            let response = get(address, path).await;
+            assert!(
+                response.starts_with(&format!("HTTP/1.1 {status}")),
+                "{response}"
+            );
+            assert!(response.contains(part), "{response}");
+        }
+        ready.send_replace(true);
+        assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 200"));
+        stop.cancel();
+        serving.await.unwrap().unwrap();
+    }
+}

@@ -310,3 +310,69 @@ fn validated(key: &MirrorKey, dereferenced: Dereferenced) -> Option<Validated> {
         desired: desired(key, &spec, secrets),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity() -> Identity {
+        Identity {
+            uid: "u".into(),
+            generation: 1,
+            status: MongoMirrorStatus::default(),
+        }
+    }
+
+    fn found(yaml: &str, secrets: Result<Secrets, Problem>) -> Dereferenced {
+        Dereferenced::Found {
+            identity: identity(),
+            spec: serde_saphyr::from_str(yaml).unwrap(),
+            secrets,
+        }
+    }
+
+    fn desired_of(dereferenced: Dereferenced) -> Option<Desired> {
+        let key = MirrorKey::new("n", "m");
+        validated(&key, dereferenced).map(|validated| validated.desired)
+    }
+
+    #[test]
+    fn a_resource_that_is_gone_asks_for_nothing() {
+        assert_eq!(desired_of(Dereferenced::Gone), None);
+    }
+
+    #[test]
+    fn a_resource_that_cannot_be_read_is_refused_and_needs_a_human() {
+        let Some(Desired::Refused { problem }) = desired_of(Dereferenced::Unreadable(identity()))
+        else {
+            panic!("not refused");
+        };
+        assert_eq!(problem.reason, "InvalidSpec");
+        assert!(problem.needs_human);
+    }
+
+    #[test]
+    fn a_secret_that_may_not_be_read_is_told_by_its_own_reason() {
+        let error = SecretError::Forbidden {
+            namespace: "n".into(),
+            secret: "a".into(),
+        };
+        let spec = "source: {uriSecretRef: {name: a}, database: x}";
+        let forbidden = Err(problem("SecretForbidden", true, &error));
+        let Some(Desired::Unavailable { problem, .. }) = desired_of(found(spec, forbidden)) else {
+            panic!("not unavailable");
+        };
+        assert_eq!(problem.reason, "SecretForbidden");
+        assert!(problem.message.contains("get, list and watch"));
+    }
+
+    #[test]
+    fn what_is_wrong_with_the_spec_comes_before_what_is_wrong_with_its_secrets() {
+        let spec = "source: {uriSecretRef: {name: a}, database: admin}";
+        let missing = Ok(Secrets::from([("a".into(), None)]));
+        let Some(Desired::Refused { problem }) = desired_of(found(spec, missing)) else {
+            panic!("not refused");
+        };
+        assert_eq!(problem.reason, "SourceForbidden");
+    }
+}

@@ -54,9 +54,10 @@ pub enum OperatorError {
     /// Neither a service account nor a kubeconfig.
     #[error(
         "found no Kubernetes cluster to work in: run in a pod with a service account, or set \
-         KUBECONFIG to a kubeconfig file"
+         KUBECONFIG to a kubeconfig file ({0})"
     )]
-    Config(#[source] Box<kube::config::InferConfigError>),
+    // In words: the error names each of its causes itself.
+    Config(String),
     /// The client cannot be made.
     #[error("failed to set up the Kubernetes client: check the kubeconfig's certificates")]
     Client(#[source] Box<kube::Error>),
@@ -75,7 +76,7 @@ pub async fn run(
 ) -> Result<(), OperatorError> {
     let mut config = kube::Config::infer()
         .await
-        .map_err(|error| OperatorError::Config(Box::new(error)))?;
+        .map_err(|error| OperatorError::Config(error.to_string()))?;
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     // Every caller here has a backoff of its own; the client's would hide an outage for minutes.
     config.default_retry = false;

@@ -199,3 +199,59 @@ pub fn at_rest(progress: Progress, phase: Phase) -> Progress {
         ..progress
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resource::MongoMirrorSpec;
+    use crate::runner::translate::{SecretValues, Secrets, desired};
+
+    /// Nothing listens there: the mirror tries, and can be stopped at any time.
+    const NOWHERE: &str = "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=300";
+
+    fn key() -> MirrorKey {
+        MirrorKey::new("n", "m")
+    }
+
+    async fn settle(slot: &mut Slot, yaml: &str, uri: Option<&str>) -> (Why, Phase) {
+        let spec: MongoMirrorSpec = serde_saphyr::from_str(yaml).unwrap();
+        let values = uri.map(|uri| SecretValues([("uri".to_owned(), uri.into())].into()));
+        let secrets = Secrets::from([("a".into(), values)]);
+        let desired = desired(&key(), &spec, Ok(secrets));
+        let why = slot.settle(desired, Names::from(&spec)).await;
+        let listed = slot.registry.snapshot(&key()).expect("it is listed");
+        (why, listed.phase())
+    }
+
+    #[tokio::test]
+    async fn a_mirror_starts_pauses_and_ends_and_is_listed_all_the_while() {
+        const ON: &str = "source: {uriSecretRef: {name: a}, database: x}";
+        const OFF: &str = "{enabled: false, source: {uriSecretRef: {name: a}, database: x}}";
+        const WRONG: &str = "source: {uriSecretRef: {name: a}, database: admin}";
+        let registry = Registry::default();
+        let mut slot = Slot::new(key(), registry.clone());
+
+        let waits = settle(&mut slot, ON, None).await;
+        assert_eq!(waits, (Why::Problem("SecretNotFound"), Phase::Pending));
+        assert!(slot.progress().is_none());
+
+        let (why, _) = settle(&mut slot, ON, Some(NOWHERE)).await;
+        assert_eq!(why, Why::Wanted);
+        assert!(slot.progress().is_some());
+
+        let (why, _) = settle(&mut slot, ON, None).await;
+        assert_eq!(why, Why::RunsOn("SecretNotFound"));
+        let message = registry.snapshot(&key()).unwrap().message();
+        assert!(message.contains("goes on"), "{message}");
+
+        let paused = settle(&mut slot, OFF, None).await;
+        assert_eq!(paused, (Why::Paused, Phase::Paused));
+        assert!(slot.progress().is_none());
+
+        let wrong = settle(&mut slot, WRONG, Some(NOWHERE)).await;
+        assert_eq!(wrong, (Why::Problem("SourceForbidden"), Phase::Failed));
+
+        slot.close().await;
+        assert!(registry.snapshot(&key()).is_none());
+    }
+}

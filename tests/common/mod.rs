@@ -22,7 +22,7 @@ pub const PATIENCE: Duration = Duration::from_secs(90);
 /// Shows the product's log lines of a test that fails.
 pub fn show_logs() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| "mongomirror=info".into());
+        .unwrap_or_else(|_| "mongomirror=debug".into());
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_test_writer()

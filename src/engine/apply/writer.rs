@@ -31,8 +31,22 @@ const COMMIT_LIMIT: Duration = Duration::from_secs(30);
 /// Names and identities of the collections in a batch.
 pub type Names = HashMap<CollectionIndex, (String, Uuid)>;
 
+/// How a batch relates to the target's transaction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// It is one transaction.
+    Whole,
+    /// More of the same transaction follows: a source transaction that is larger than what may be
+    /// in memory is passed on piece by piece, and still becomes visible as a whole.
+    More,
+    /// The last piece.
+    Last,
+}
+
 /// A batch that is ready to be written.
 pub struct Prepared {
+    /// Whether it is a transaction by itself.
+    pub part: Part,
     /// What to write.
     pub batch: Batch,
     /// Where the mirror stands after it.
@@ -71,6 +85,8 @@ pub struct Writer {
     /// The session whose transactions are the batches; its id is in the checkpoint, so that what
     /// it leaves open after a crash can be ended at once.
     pub session: Option<ClientSession>,
+    /// The same, in the middle of a transaction of several pieces.
+    pub unfinished: Option<ClientSession>,
 }
 
 /// Why a try did not succeed.
@@ -95,19 +111,20 @@ impl Writer {
     /// checkpoint tells which.
     pub async fn write(&mut self, prepared: &Prepared) -> Result<Written> {
         let mut written = Written::default();
+        if prepared.part != Part::Whole {
+            return match self.write_part(prepared, &mut written).await {
+                Ok(()) => Ok(written),
+                Err(Failure::Diverged) => Err(unsettled()),
+                Err(Failure::Error(error)) => Err(error),
+            };
+        }
         let mut pause = PAUSE;
         let mut one_by_one = false;
         loop {
             match self.attempt(prepared, one_by_one, &mut written).await {
                 Ok(()) => return Ok(written),
                 Err(Failure::Diverged) if !one_by_one => one_by_one = true,
-                Err(Failure::Diverged) => {
-                    return Err(Error::Reply {
-                        side: Side::Target,
-                        doing: "write a batch",
-                        what: "its documents changed while they were repaired".into(),
-                    });
-                }
+                Err(Failure::Diverged) => return Err(unsettled()),
                 Err(Failure::Error(error)) => {
                     written.retries += 1;
                     if !is_worth_retrying(&error) || written.retries > u64::from(TRIES) {
@@ -148,15 +165,7 @@ impl Writer {
         session: &mut ClientSession,
         written: &mut Written,
     ) -> Result<(), Failure> {
-        session
-            .start_transaction()
-            .with_options(
-                TransactionOptions::builder()
-                    .write_concern(WriteConcern::majority())
-                    .build(),
-            )
-            .await
-            .map_err(Error::driver(Side::Target, "start a transaction"))?;
+        begin(session).await?;
         let outcome = self.fill(prepared, one_by_one, session, written).await;
         match outcome {
             Ok(()) => Ok(self.commit(session).await?),
@@ -169,8 +178,61 @@ impl Writer {
         }
     }
 
+    /// Writes a piece of a transaction. Its earlier pieces are gone from memory, so a failure
+    /// ends the run, and the next one starts over from the checkpoint.
+    async fn write_part(
+        &mut self,
+        prepared: &Prepared,
+        written: &mut Written,
+    ) -> Result<(), Failure> {
+        let (mut session, is_first) = match self.unfinished.take() {
+            Some(session) => (session, false),
+            None => match self.session.take() {
+                Some(session) => (session, true),
+                None => (start_session(&self.state).await?, true),
+            },
+        };
+        if is_first {
+            begin(&mut session).await?;
+        }
+        let mut filled = self
+            .fill_documents(prepared, false, &mut session, written)
+            .await;
+        if matches!(filled, Err(Failure::Diverged)) {
+            // Deltas say what a field becomes, so laying one over itself changes nothing.
+            filled = self
+                .fill_documents(prepared, true, &mut session, written)
+                .await;
+        }
+        if let Err(failure) = filled {
+            let abort = session.abort_transaction();
+            let _ = within(Side::Target, "abort a transaction", COMMAND_LIMIT, abort).await;
+            return Err(failure);
+        }
+        if prepared.part == Part::More {
+            self.unfinished = Some(session);
+            return Ok(());
+        }
+        self.fill_state(prepared, &mut session, written).await?;
+        self.commit(&mut session).await?;
+        self.session = Some(session);
+        Ok(())
+    }
+
     /// Everything inside the transaction.
     async fn fill(
+        &self,
+        prepared: &Prepared,
+        one_by_one: bool,
+        session: &mut ClientSession,
+        written: &mut Written,
+    ) -> Result<(), Failure> {
+        self.fill_documents(prepared, one_by_one, session, written)
+            .await?;
+        self.fill_state(prepared, session, written).await
+    }
+
+    async fn fill_documents(
         &self,
         prepared: &Prepared,
         one_by_one: bool,
@@ -199,6 +261,16 @@ impl Writer {
                     .await?;
             }
         }
+        Ok(())
+    }
+
+    /// What the mirror remembers of the batch.
+    async fn fill_state(
+        &self,
+        prepared: &Prepared,
+        session: &mut ClientSession,
+        written: &Written,
+    ) -> Result<(), Failure> {
         let state = self.state.commands();
         for range in &prepared.batch.ranges_done {
             let Some((_, uuid)) = prepared.names.get(&range.collection) else {
@@ -345,6 +417,25 @@ impl Writer {
         } else {
             Err(Error::Fenced { epoch: self.epoch })
         }
+    }
+}
+
+async fn begin(session: &mut ClientSession) -> Result<()> {
+    let options = TransactionOptions::builder()
+        .write_concern(WriteConcern::majority())
+        .build();
+    session
+        .start_transaction()
+        .with_options(options)
+        .await
+        .map_err(Error::driver(Side::Target, "start a transaction"))
+}
+
+fn unsettled() -> Error {
+    Error::Reply {
+        side: Side::Target,
+        doing: "write a batch",
+        what: "its documents changed while they were repaired".into(),
     }
 }
 

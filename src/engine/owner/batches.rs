@@ -1,7 +1,7 @@
 //! From replies of the stream to batches for the writer, and back from it.
 
 use super::{BATCH_DOCUMENTS, EIGHTHS, IDLE_CHECKPOINT, InFlight, Owner, Pause, malformed};
-use crate::engine::apply::writer::{Names, Prepared, Written};
+use crate::engine::apply::writer::{Names, Part, Prepared, Written};
 use crate::engine::bson::order::Value;
 use crate::engine::bson::scan::Element;
 use crate::engine::copy::ranges::Route;
@@ -35,6 +35,9 @@ impl Owner<'_> {
                     paused = Some(Pause::Full);
                     break;
                 }
+            } else if self.is_too_large() {
+                paused = Some(Pause::Full);
+                break;
             }
             if event.operation.is_document() {
                 if self.waiting_bytes >= self.share(EIGHTHS.2) {
@@ -83,6 +86,11 @@ impl Owner<'_> {
     pub(super) fn is_full(&self) -> bool {
         self.gather.entities().len() >= BATCH_DOCUMENTS
             || self.gather.bytes() >= self.share(EIGHTHS.1)
+    }
+
+    /// A transaction of the source that outgrows the memory that a batch may take.
+    fn is_too_large(&self) -> bool {
+        self.gather.bytes() >= 2 * self.share(EIGHTHS.1)
     }
 
     /// One document event: into the batch, into a range's queue, or nowhere.
@@ -137,7 +145,19 @@ impl Owner<'_> {
     /// Gives the batch to the writer if that is free and the batch ends between transactions.
     pub(super) async fn hand_over_if_possible(&mut self) {
         let at_barrier = self.paused == Some(Pause::Barrier);
-        if self.in_flight.is_some() || (self.open.is_some() && !at_barrier) {
+        if self.in_flight.is_some() {
+            return;
+        }
+        let ends_here = self.open.is_none() || at_barrier;
+        if !ends_here {
+            if self.is_too_large() {
+                self.hand_over(Part::More).await;
+                self.in_pieces = true;
+            }
+            return;
+        }
+        if std::mem::take(&mut self.in_pieces) {
+            self.hand_over(Part::Last).await;
             return;
         }
         let moved = self.position != self.committed;
@@ -149,7 +169,7 @@ impl Owner<'_> {
             }
             return;
         }
-        self.hand_over().await;
+        self.hand_over(Part::Whole).await;
     }
 
     /// Whether the copy of a collection only waits for the position to be durable.
@@ -162,7 +182,7 @@ impl Owner<'_> {
         })
     }
 
-    pub(super) async fn hand_over(&mut self) {
+    pub(super) async fn hand_over(&mut self, part: Part) {
         let batch = std::mem::take(&mut self.gather);
         let mut names = Names::new();
         let touched = batch.entities().iter().map(|entity| entity.collection);
@@ -184,6 +204,7 @@ impl Owner<'_> {
         }
         let ahead = std::mem::take(&mut self.ahead_changed).then(|| self.ahead_list());
         self.in_flight = Some(InFlight {
+            part,
             position: self.position.clone(),
             counts: batch.counts,
             collections: batch
@@ -193,6 +214,7 @@ impl Owner<'_> {
                 .collect(),
         });
         let prepared = Prepared {
+            part,
             batch,
             position: self.position.clone(),
             names,
@@ -237,6 +259,9 @@ impl Owner<'_> {
         }
         for ahead in written.ahead {
             self.ahead.insert((ahead.uuid, ahead.id), ahead.until);
+        }
+        if in_flight.part == Part::More {
+            return Ok(());
         }
         self.checkpointed = Instant::now();
         self.reached(in_flight.position, true);

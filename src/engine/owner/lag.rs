@@ -174,19 +174,23 @@ mod tests {
     fn the_lag_is_how_long_the_oldest_sample_waits() {
         let start = Instant::now();
         let mut behind = Behind::default();
-        behind.reached(time(10));
+        let within = |increment| ClusterTime {
+            seconds: 10,
+            increment,
+        };
+        behind.reached(within(0));
         for n in 0..3 {
             let at = start + Duration::from_millis(100 * u64::from(n));
             behind.note(Sample {
-                time: time(11 + n),
+                time: within(1 + n),
                 at,
             });
         }
         let now = start + Duration::from_millis(250);
         assert_eq!(behind.lag(now), Some(Duration::from_millis(250)));
-        behind.reached(time(11));
+        behind.reached(within(1));
         assert_eq!(behind.lag(now), Some(Duration::from_millis(150)));
-        behind.reached(time(13));
+        behind.reached(within(3));
         assert_eq!(behind.lag(now), Some(Duration::ZERO));
     }
 

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::apply::ddl::IndexProblem;
 use super::apply::gather::{Batch, CollectionIndex, Counts};
-use super::apply::writer::{Prepared, Writer, Written};
+use super::apply::writer::{Part, Prepared, Writer, Written};
 use super::bson::order::Value;
 use super::config::MirrorConfig;
 use super::copy::lane::Report as LaneReport;
@@ -79,6 +79,8 @@ pub struct Owner<'a> {
     position: Position,
     /// The source transaction that the batch ends in the middle of.
     open: Option<Transaction>,
+    /// Pieces of that transaction are already with the writer.
+    in_pieces: bool,
     /// A reply that is not yet processed to its end, and how far it is.
     reply: Option<(Reply, usize)>,
     paused: Option<Pause>,
@@ -106,6 +108,7 @@ pub struct Owner<'a> {
 
 /// A batch on its way.
 struct InFlight {
+    part: Part,
     position: Position,
     counts: Counts,
     collections: Vec<CollectionIndex>,
@@ -152,6 +155,7 @@ impl<'a> Owner<'a> {
             epoch: plan.epoch,
             abilities: plan.abilities,
             session: sessions.pop(),
+            unfinished: None,
         };
         let ahead = plan
             .ahead
@@ -176,6 +180,7 @@ impl<'a> Owner<'a> {
             progress,
             gather: Batch::default(),
             open: None,
+            in_pieces: false,
             reply: None,
             paused: None,
             waiting_bytes: 0,
@@ -283,8 +288,11 @@ impl<'a> Owner<'a> {
             let outcome = self.writer.outcomes.recv().await;
             self.written(outcome)?;
         }
-        if self.open.is_none() && (!self.gather.is_empty() || self.position != self.committed) {
-            self.hand_over().await;
+        if self.open.is_none()
+            && !self.in_pieces
+            && (!self.gather.is_empty() || self.position != self.committed)
+        {
+            self.hand_over(Part::Whole).await;
             let outcome = self.writer.outcomes.recv().await;
             self.written(outcome)?;
         }

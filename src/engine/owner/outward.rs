@@ -21,7 +21,7 @@ impl Owner<'_> {
             }
             Some(StreamReport::Lost(error)) => {
                 let message = error.to_string();
-                tracing::warn!(mirror = %self.config.name, "connection to the source lost: {message}");
+                tracing::debug!(mirror = %self.config.name, "connection to the source lost: {message}");
                 self.progress.source.set(false, message.clone());
                 self.progress.totals.retries += 1;
                 self.progress.problem = Some(Problem {
@@ -32,7 +32,7 @@ impl Owner<'_> {
                 });
             }
             Some(StreamReport::Regained) => {
-                tracing::info!(mirror = %self.config.name, "connection to the source regained");
+                tracing::debug!(mirror = %self.config.name, "connection to the source regained");
                 self.progress.source.set(true, "");
                 self.clear_problem();
             }
@@ -76,7 +76,7 @@ impl Owner<'_> {
             self.published = Instant::now()
                 .checked_sub(PUBLISH)
                 .unwrap_or_else(Instant::now);
-            tracing::info!(mirror = %self.config.name, phase = ?phase, position = ?self.progress.position.map(|p| p.to_string()), "phase");
+            tracing::debug!(mirror = %self.config.name, ?phase, "phase");
         }
         self.progress.lag = self.monitor.lag();
     }
