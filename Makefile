@@ -30,11 +30,11 @@ lint: ## Check the format, and run clippy with warnings as errors
 fmt: ## Format the code
 	$(CARGO) fmt --all
 
-crds: ## Write the CustomResourceDefinition into crds/
+crds: ## Write the CustomResourceDefinition into crds/ and the chart
 	$(CARGO) build $(DEVELOPMENT)
-	mkdir -p crds
-	$(TARGET)/debug/mongomirror crd > crds/.mongomirrors.yaml
-	mv crds/.mongomirrors.yaml crds/mongomirrors.yaml
+	$(TARGET)/debug/mongomirror crd > $(TARGET)/mongomirrors.yaml
+	cp $(TARGET)/mongomirrors.yaml crds/mongomirrors.yaml
+	cp $(TARGET)/mongomirrors.yaml charts/mongomirror/files/mongomirrors.yaml
 
 bench: ## Measure against real servers
 	$(CARGO) bench --locked
