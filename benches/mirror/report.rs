@@ -49,7 +49,8 @@ impl Figure {
     }
 
     fn ratio(&self) -> Option<f64> {
-        (!self.bare.is_empty()).then(|| self.mirrored() / median(&self.bare))
+        let bare = median(&self.bare);
+        (bare > 0.0).then(|| self.mirrored() / bare)
     }
 
     fn is_reached(&self) -> Option<bool> {
