@@ -12,7 +12,7 @@ use crate::{Result, Scale, bare, say};
 /// Where the updates go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
-    /// Everywhere: hardly a document twice in one batch.
+    /// To so many documents that hardly any comes twice in one batch.
     Spread,
     /// To few documents, again and again.
     Hot,
@@ -35,7 +35,6 @@ impl Kind {
         Backlog {
             updates: scale.updates,
             orders,
-            stride: scale.documents / orders,
             number,
         }
     }
