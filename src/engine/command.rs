@@ -117,8 +117,10 @@ impl Commands {
                         error.get_str("errmsg")
                     }
                 })
-                .unwrap_or("write error")
-                .to_owned(),
+                .map_or_else(
+                    |_| "write error".to_owned(),
+                    super::error::without_documents,
+                ),
         })
     }
 }

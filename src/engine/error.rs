@@ -264,6 +264,16 @@ impl Error {
         }
     }
 
+    /// Whether the server said that this definition can never be accepted, as opposed to not now:
+    /// a parse error, an unknown field or stage, options it does not take, or keys that the data
+    /// does not allow.
+    pub fn is_refused_definition(&self) -> bool {
+        const DEFINITE: [i32; 15] = [
+            2, 9, 14, 59, 67, 72, 73, 85, 86, 171, 197, 16755, 40324, 40353, 40415,
+        ];
+        self.code().is_some_and(|code| DEFINITE.contains(&code))
+    }
+
     /// CamelCase, for conditions and metrics; a closed set.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -317,6 +327,12 @@ fn driver_code(error: &DriverError) -> Option<i32> {
     }
 }
 
+/// A server's message up to where it begins to repeat the command or its documents.
+pub fn without_documents(message: &str) -> String {
+    let end = message.find('{').unwrap_or(message.len());
+    message[..end].trim_end().chars().take(200).collect()
+}
+
 /// The driver's error in words that may be shown. Its own `Display` repeats the server's whole
 /// reply, which can hold documents.
 fn describe(error: &DriverError) -> String {
@@ -325,7 +341,8 @@ fn describe(error: &DriverError) -> String {
             "duplicate key (11000)".to_owned()
         }
         ErrorKind::Command(error) => {
-            format!("{} ({} {})", error.message, error.code, error.code_name)
+            let message = without_documents(&error.message);
+            format!("{message} ({} {})", error.code, error.code_name)
         }
         ErrorKind::Write(WriteFailure::WriteError(error)) => {
             format!("write error {}", error.code)

@@ -26,9 +26,10 @@ const HEALTHY: Duration = Duration::from_secs(60);
 pub async fn run(config: MirrorConfig, publish: watch::Sender<Progress>, stop: CancellationToken) {
     let mut pause = BACKOFF.0;
     let mut rival = Rival::default();
+    let mut own_epoch = None;
     loop {
         let started = tokio::time::Instant::now();
-        let error = match run_once(&config, &publish, &stop, &mut rival).await {
+        let error = match run_once(&config, &publish, &stop, &mut rival, &mut own_epoch).await {
             Ok(()) => break,
             Err(error) => error,
         };
@@ -61,10 +62,11 @@ async fn run_once(
     publish: &watch::Sender<Progress>,
     stop: &CancellationToken,
     rival: &mut Rival,
+    own_epoch: &mut Option<i64>,
 ) -> Result<(), Error> {
     let planned = tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        planned = prepare(config, publish, rival) => planned?,
+        planned = prepare(config, publish, rival, own_epoch) => planned?,
     };
     tracing::info!(
         mirror = %config.name,

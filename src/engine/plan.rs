@@ -98,6 +98,7 @@ pub async fn prepare(
     config: &MirrorConfig,
     publish: &watch::Sender<Progress>,
     rival: &mut Rival,
+    own_epoch: &mut Option<i64>,
 ) -> Result<Planned> {
     let target_name = &config.target.database;
     if FORBIDDEN.contains(&target_name.as_str()) {
@@ -133,12 +134,16 @@ pub async fn prepare(
     match &before {
         None => refuse_unless_empty(&target).await?,
         Some(before) => {
+            if own_epoch.is_some_and(|own| own != before.epoch) && *rival == Rival::None {
+                *rival = Rival::Unknown;
+            }
             rival.refuse_if_alive(before)?;
             // What a killed process left open holds the checkpoint; it would hold us up too.
             state.end_sessions(&before.sessions).await;
         }
     }
-    let checkpoint = state.claim(identity.document()).await?;
+    let checkpoint = state.claim(identity.document(), before.as_ref()).await?;
+    *own_epoch = Some(checkpoint.epoch);
     let mut sessions = Vec::new();
     for _ in 0..=config.limits.copy_lanes {
         sessions.push(start_session(&state).await?);
@@ -283,6 +288,13 @@ impl Planned {
     async fn start_afresh(&mut self, config: &MirrorConfig) -> Result<()> {
         let (listed, indexes, t0) = self.list_at_one_time(config).await?;
         self.state.clear().await?;
+        // The target was empty when it became ours, and the checkpoint has no position: what is
+        // there is left of an earlier plan.
+        for there in catalog::list(&self.target.db, Side::Target).await? {
+            if !there.name.starts_with("system.") {
+                ddl::drop(&self.target, &there.name).await?;
+            }
+        }
         let source = self.source_commands();
         self.figures = CopyFigures {
             started_at: Some(DateTime::now()),
@@ -292,8 +304,6 @@ impl Planned {
             if !config.selection.selects(&listed.name) || self.note_left_out(config, listed) {
                 continue;
             }
-            // The checkpoint has no position, so what is there is left of an earlier plan.
-            ddl::drop(&self.target, &listed.name).await?;
             ddl::create(&self.target, &listed.name, &target_options(&listed.options)).await?;
             let Some(uuid) = listed.uuid else {
                 continue;

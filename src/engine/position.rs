@@ -24,6 +24,12 @@ impl ClusterTime {
         increment: 0,
     };
 
+    /// Behind everything.
+    pub const NEVER: Self = Self {
+        seconds: u32::MAX,
+        increment: u32::MAX,
+    };
+
     /// How far `self` is ahead of `earlier`, in whole seconds (increments are not time).
     pub fn seconds_since(self, earlier: Self) -> Duration {
         Duration::from_secs(u64::from(self.seconds.saturating_sub(earlier.seconds)))

@@ -177,18 +177,27 @@ impl StateStore {
     ///
     /// # Errors
     /// What the exchange met.
-    pub async fn claim(&self, identity: Document) -> Result<Checkpoint> {
+    pub async fn claim(
+        &self,
+        identity: Document,
+        before: Option<&Checkpoint>,
+    ) -> Result<Checkpoint> {
         let doing = "take the mirror over";
+        // Exactly what was looked at: of two that come at once, one gets a duplicate key or no
+        // match, and looks again.
+        let epoch = match before {
+            Some(before) => doc! {"epoch": before.epoch},
+            None => doc! {"epoch": {"$exists": false}},
+        };
+        let mut filter = doc! {"_id": &self.target};
+        filter.extend(epoch);
         let mut set = identity;
         set.insert("format", FORMAT);
         set.insert("claimedAt", DateTime::now());
         let collection = self.commands.db.collection::<Document>(CHECKPOINTS);
         let claim = collection
-            .find_one_and_update(
-                doc! {"_id": &self.target},
-                doc! {"$set": set, "$inc": {"epoch": 1_i64}},
-            )
-            .upsert(true)
+            .find_one_and_update(filter, doc! {"$set": set, "$inc": {"epoch": 1_i64}})
+            .upsert(before.is_none())
             .max_time(CLAIM_LIMIT)
             .return_document(ReturnDocument::After)
             .write_concern(majority());
@@ -198,7 +207,7 @@ impl StateStore {
             .ok_or_else(|| Error::Reply {
                 side: Side::Target,
                 doing,
-                what: "it holds no document".into(),
+                what: "another process was faster".into(),
             })?;
         parse_checkpoint(&document)
     }

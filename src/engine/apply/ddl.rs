@@ -100,7 +100,7 @@ pub async fn create_indexes(
         }
         match outcome {
             Ok(()) => {}
-            Err(error) if error.is_connection() => return Err(error),
+            Err(error) if !error.is_refused_definition() => return Err(error),
             Err(error) => problems.push(IndexProblem {
                 index: index_name.clone(),
                 reason: error.to_string(),

@@ -12,6 +12,12 @@ use crate::engine::bson::scan::{Element, Elements, find, kind};
 /// Paths in one plain form; more than that is rare, and merging is quadratic.
 const MOST_PATHS: usize = 48;
 
+/// Stages of one pipeline; the server refuses more than a thousand.
+const MOST_STAGES: usize = 500;
+
+/// Bytes of one pipeline; the server refuses more than 16 MiB.
+const MOST_STAGE_BYTES: usize = 4 << 20;
+
 /// Nesting that the plain form follows.
 const MOST_DEPTH: usize = 12;
 
@@ -55,10 +61,11 @@ impl Deltas {
             }
             return more;
         }
-        if let Some(Step::Raw(stages)) = self.steps.last_mut() {
-            stages.push(raw_update.to_vec());
-        } else {
-            self.steps.push(Step::Raw(vec![raw_update.to_vec()]));
+        match self.steps.last_mut() {
+            Some(Step::Raw(stages)) if has_room(stages, raw_update) => {
+                stages.push(raw_update.to_vec());
+            }
+            _ => self.steps.push(Step::Raw(vec![raw_update.to_vec()])),
         }
         raw_update.len()
     }
@@ -203,6 +210,11 @@ impl Plain {
         }
         encoder.end(update);
     }
+}
+
+fn has_room(stages: &[Vec<u8>], more: &[u8]) -> bool {
+    let bytes: usize = stages.iter().map(Vec::len).sum();
+    stages.len() < MOST_STAGES && bytes + more.len() <= MOST_STAGE_BYTES
 }
 
 impl Set {

@@ -236,6 +236,13 @@ impl Batch {
         self.bytes += more;
     }
 
+    /// A document that is in the batch is read from the source instead.
+    pub fn read_again(&mut self, collection: CollectionIndex, id: &Value) {
+        if let Some(at) = self.index.get(&(collection, id.clone())) {
+            self.entities[*at].outcome = Outcome::Refetch;
+        }
+    }
+
     fn refetch(&mut self, collection: CollectionIndex, id: Element<'_>) {
         let entity = self.entity(collection, id, || Outcome::Refetch);
         entity.outcome = Outcome::Refetch;

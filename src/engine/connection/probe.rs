@@ -4,7 +4,7 @@ use bson::{Document, doc, oid::ObjectId};
 use mongodb::Client;
 
 use crate::engine::command::{Commands, number};
-use crate::engine::error::{Error, Result, Side, code};
+use crate::engine::error::{Error, Result, Side};
 use crate::engine::position::ClusterTime;
 
 /// The oldest server that announces DDL in change streams (`showExpandedEvents`).
@@ -192,9 +192,7 @@ pub async fn target_abilities(state: &Commands) -> Result<TargetAbilities> {
 fn refused_or(outcome: Result<Document>) -> Result<bool> {
     match outcome {
         Ok(reply) => Ok(number(&reply, "ok") == 1),
-        Err(error) if error.is_connection() || error.code() == Some(code::UNAUTHORIZED) => {
-            Err(error)
-        }
-        Err(_) => Ok(false),
+        Err(error) if error.is_refused_definition() => Ok(false),
+        Err(error) => Err(error),
     }
 }

@@ -91,8 +91,15 @@ pub enum Report {
     },
     /// It is tried again; once per outage.
     Retrying(Error),
-    /// It cannot be copied.
-    Failed(Error),
+    /// It cannot be copied; nothing more of it is under way.
+    Failed {
+        /// The collection.
+        collection: CollectionIndex,
+        /// The range.
+        number: u32,
+        /// Why.
+        error: Error,
+    },
 }
 
 /// Everything a lane works with.
@@ -186,7 +193,13 @@ impl Lane {
                         source_name = name;
                     }
                 }
-                Try::Failed(error) if error.needs_human() => break Report::Failed(error),
+                Try::Failed(error) if error.needs_human() => {
+                    break Report::Failed {
+                        collection,
+                        number,
+                        error,
+                    };
+                }
                 Try::Failed(error) => {
                     if !std::mem::replace(&mut told, true)
                         && self.reports.send(Report::Retrying(error)).await.is_err()

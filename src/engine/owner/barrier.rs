@@ -4,13 +4,15 @@
 //! Collections are addressed by UUID, and every step is idempotent by state, so a command that is
 //! met again after a crash changes nothing.
 
-use bson::{Document, RawDocument, doc};
+use bson::{DateTime, Document, RawDocument, doc};
 
 use super::{Owner, malformed};
 use crate::engine::apply::ddl;
 use crate::engine::apply::gather::CollectionIndex;
-use crate::engine::catalog::{is_collated, target_index, target_options, unsupported_options};
-use crate::engine::error::{Error, Result, code};
+use crate::engine::catalog::{
+    is_collated, list, target_index, target_options, unsupported_options,
+};
+use crate::engine::error::{Error, Result, Side, code};
 use crate::engine::plan::name_as_uuid;
 use crate::engine::position::{Position, ResumeToken, StartPoint};
 use crate::engine::state::CatalogEntry;
@@ -30,6 +32,10 @@ impl Owner<'_> {
             return Ok(());
         };
         let event = parse(raw).map_err(malformed)?;
+        // Commands have no transaction that could hold the checkpoint: whoever has lost the
+        // mirror must learn it before.
+        let set = doc! {"updatedAt": DateTime::now()};
+        self.plan.state.update(self.plan.epoch, set).await?;
         self.carry_out(&event).await?;
         let position = Position {
             time: event.time,
@@ -53,7 +59,8 @@ impl Owner<'_> {
             Operation::Modify => self.modified(event).await,
             Operation::CreateIndexes => self.indexes_created(event).await,
             Operation::DropIndexes => self.indexes_dropped(event).await,
-            // The collections' own drops came before; an invalidate only ends the cursor.
+            Operation::DropDatabase => self.database_dropped().await,
+            // An invalidate only ends the cursor.
             _ => Ok(()),
         }
     }
@@ -92,10 +99,10 @@ impl Owner<'_> {
         }
         // What is called so on the target is not this collection: the source's name was free.
         if event.uuid.is_some() {
-            if let Some(old) = self.plan.catalog.by_name(name) {
-                self.forget(old).await?;
+            match self.plan.catalog.by_name(name) {
+                Some(old) => self.drop_and_forget(old).await?,
+                None => ddl::drop(&self.plan.target, name).await?,
             }
-            ddl::drop(&self.plan.target, name).await?;
         }
         ddl::create(&self.plan.target, name, &target_options(&options)).await?;
         let Some(uuid) = event.uuid else {
@@ -125,11 +132,7 @@ impl Owner<'_> {
             return Ok(());
         };
         match self.plan.catalog.find(&uuid) {
-            Some(collection) => {
-                let name = self.plan.catalog.get(collection).entry.name.clone();
-                self.forget(collection).await?;
-                ddl::drop(&self.plan.target, &name).await
-            }
+            Some(collection) => self.drop_and_forget(collection).await,
             None => {
                 self.plan.catalog.remove(&uuid);
                 Ok(())
@@ -137,9 +140,29 @@ impl Owner<'_> {
         }
     }
 
+    /// Drops a collection on the target, and only then forgets it: a crash in between must find
+    /// it again.
+    async fn drop_and_forget(&mut self, collection: CollectionIndex) -> Result<()> {
+        self.stop_lanes(Some(collection)).await?;
+        self.await_build(collection).await?;
+        let name = self.plan.catalog.get(collection).entry.name.clone();
+        ddl::drop(&self.plan.target, &name).await?;
+        self.forget(collection).await
+    }
+
+    /// The database is gone: what is left of it are views, of which no drop is announced.
+    async fn database_dropped(&mut self) -> Result<()> {
+        for there in list(&self.plan.target.db, Side::Target).await? {
+            if there.kind == "view" {
+                ddl::drop(&self.plan.target, &there.name).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// The collection takes no part any more; what is on the target is the caller's business.
     async fn forget(&mut self, collection: CollectionIndex) -> Result<()> {
-        self.stop_lanes(Some(collection)).await;
+        self.stop_lanes(Some(collection)).await?;
         self.await_build(collection).await?;
         let uuid = self.plan.catalog.get(collection).entry.uuid;
         self.forget_ranges(collection);
@@ -157,8 +180,7 @@ impl Owner<'_> {
                 // From outside into the selection: nothing of it is on the target.
                 let uuid = event.uuid.unwrap_or_else(|| name_as_uuid(to));
                 if let Some(old) = self.plan.catalog.by_name(to) {
-                    self.forget(old).await?;
-                    ddl::drop(&self.plan.target, to).await?;
+                    self.drop_and_forget(old).await?;
                 }
                 self.plan.catalog.leave_out(
                     uuid,
@@ -173,14 +195,13 @@ impl Owner<'_> {
         if from == to {
             return Ok(());
         }
-        self.stop_lanes(Some(collection)).await;
+        self.stop_lanes(Some(collection)).await?;
         self.await_build(collection).await?;
         if let Some(old) = self.plan.catalog.by_name(to) {
             self.forget(old).await?;
         }
         if !self.takes_part(to) {
-            self.forget(collection).await?;
-            return ddl::drop(&self.plan.target, &from).await;
+            return self.drop_and_forget(collection).await;
         }
         ddl::rename(&self.plan.target, &from, to).await?;
         let entry = &mut self.plan.catalog.get_mut(collection).entry;
@@ -215,6 +236,9 @@ impl Owner<'_> {
             }
         }
         changes.remove("expireAfterSeconds");
+        if let Some(collection) = self.known(event) {
+            self.modify_pending(collection, &changes).await?;
+        }
         if changes.is_empty() {
             return Ok(());
         }
@@ -223,6 +247,26 @@ impl Owner<'_> {
             Err(error) if is_gone(&error) => Ok(()),
             outcome => outcome,
         }
+    }
+
+    /// An index that is not built yet is built as it is now.
+    async fn modify_pending(
+        &mut self,
+        collection: CollectionIndex,
+        changes: &Document,
+    ) -> Result<()> {
+        let Ok(change) = changes.get_document("index") else {
+            return Ok(());
+        };
+        self.await_build(collection).await?;
+        let entry = &mut self.plan.catalog.get_mut(collection).entry;
+        for index in &mut entry.pending_indexes {
+            if index.get("name") == change.get("name") {
+                index.extend(change.clone());
+            }
+        }
+        let entry = entry.clone();
+        self.plan.state.put_collection(&entry).await
     }
 
     async fn indexes_created(&mut self, event: &Event<'_>) -> Result<()> {

@@ -245,6 +245,7 @@ impl Owner<'_> {
         let Some(in_flight) = self.in_flight.take() else {
             return Ok(());
         };
+        self.progress.problem = None;
         let totals = &mut self.progress.totals;
         totals.events_applied += in_flight.counts.total();
         totals.inserts += in_flight.counts.inserts;
@@ -258,6 +259,10 @@ impl Owner<'_> {
             tracing::warn!(mirror = %self.config.name, documents = written.repaired, "documents on the target were not as the source left them; repaired");
         }
         for ahead in written.ahead {
+            // Events of it that are already gathered must not be laid over the newer document.
+            if let Some(collection) = self.plan.catalog.find(&ahead.uuid) {
+                self.gather.read_again(collection, &ahead.id);
+            }
             self.ahead.insert((ahead.uuid, ahead.id), ahead.until);
         }
         if in_flight.part == Part::More {

@@ -100,10 +100,9 @@ impl Owner<'_> {
                 self.range_done(collection, number, at, (documents, bytes))?;
             }
             LaneReport::Gone { collection, number } => {
-                // Its drop is on the way in the stream; until then there is nothing to hold.
+                // Its drop is on the way in the stream; whatever comes before it is of no use.
                 self.lane_stops.remove(&(collection, number));
-                let now = self.position.time;
-                self.range_done(collection, number, now, (0, 0))?;
+                self.range_done(collection, number, ClusterTime::NEVER, (0, 0))?;
             }
             LaneReport::Stopped { collection, number } => {
                 self.lane_stops.remove(&(collection, number));
@@ -112,7 +111,14 @@ impl Owner<'_> {
                 self.progress.totals.retries += 1;
                 tracing::warn!(mirror = %self.config.name, %error, "copying a range again");
             }
-            LaneReport::Failed(error) => return Err(error),
+            LaneReport::Failed {
+                collection,
+                number,
+                error,
+            } => {
+                self.lane_stops.remove(&(collection, number));
+                return Err(error);
+            }
         }
         Ok(())
     }
@@ -265,7 +271,10 @@ impl Owner<'_> {
     }
 
     /// Stops the lanes of one collection, or all, and waits until nothing of theirs is under way.
-    pub(super) async fn stop_lanes(&mut self, collection: Option<CollectionIndex>) {
+    ///
+    /// # Errors
+    /// What a lane failed with meanwhile, after all concerned have ended.
+    pub(super) async fn stop_lanes(&mut self, collection: Option<CollectionIndex>) -> Result<()> {
         let concerned =
             |lane: &(CollectionIndex, u32)| collection.is_none_or(|only| lane.0 == only);
         for (lane, stop) in &self.lane_stops {
@@ -273,27 +282,28 @@ impl Owner<'_> {
                 stop.cancel();
             }
         }
+        let mut failed = Ok(());
         while self.lane_stops.keys().any(concerned) {
             tokio::select! {
-                report = self.lane_reports.1.recv() => {
-                    let Some(report) = report else { break };
-                    match report {
-                        LaneReport::Stopped { collection, number }
-                        | LaneReport::Gone { collection, number }
-                        | LaneReport::Done { collection, number, .. }
-                            if concerned(&(collection, number)) =>
-                        {
-                            self.lane_stops.remove(&(collection, number));
-                        }
-                        LaneReport::Failed(_) => break,
-                        // Of another collection: as usual. An error would show again.
-                        other => drop(self.lane_reported(other)),
+                biased;
+                Some(report) = self.lane_reports.1.recv() => match report {
+                    // Of a range that is interrupted below, whatever it has reached.
+                    LaneReport::Gone { collection, number }
+                    | LaneReport::Done { collection, number, .. }
+                        if concerned(&(collection, number)) =>
+                    {
+                        self.lane_stops.remove(&(collection, number));
                     }
-                }
-                Some(joined) = self.lanes.join_next() => match joined {
-                    Ok(session) => self.lane_sessions.push(session),
-                    Err(_) => break,
-                }
+                    other => failed = failed.and(self.lane_reported(other)),
+                },
+                joined = self.lanes.join_next() => match joined {
+                    Some(Ok(session)) => self.lane_sessions.push(session),
+                    // Nothing runs any more: what has not reported has panicked.
+                    None => self.lane_stops.retain(|lane, _| !concerned(lane)),
+                    Some(Err(panic)) => {
+                        tracing::error!(mirror = %self.config.name, %panic, "a copy lane panicked");
+                    }
+                },
             }
         }
         for (index, ranges) in &mut self.plan.ranges {
@@ -305,6 +315,7 @@ impl Owner<'_> {
                 ranges.interrupt();
             }
         }
+        failed
     }
 
     /// Waits for the index builds of one collection.

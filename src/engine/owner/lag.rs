@@ -44,6 +44,9 @@ struct Behind {
     waiting: VecDeque<Sample>,
     reached: ClusterTimeOrNone,
     newest: Option<Sample>,
+    /// All samples were reached once: from then on the seconds of the cluster times, which jump
+    /// by ten on an idle source, say less than the samples' waits.
+    was_level: bool,
 }
 
 type ClusterTimeOrNone = Option<ClusterTime>;
@@ -131,6 +134,7 @@ impl Behind {
         {
             self.waiting.pop_front();
         }
+        self.was_level |= self.newest.is_some() && self.waiting.is_empty();
     }
 
     fn lag(&self, now: Instant) -> Option<Duration> {
@@ -146,7 +150,7 @@ impl Behind {
         let by_clock = self
             .reached
             .map_or(Duration::ZERO, |reached| newest.time.seconds_since(reached));
-        if by_clock > Duration::from_secs(2) {
+        if !self.was_level && by_clock > Duration::from_secs(2) {
             Some(waited.max(by_clock))
         } else {
             Some(waited)

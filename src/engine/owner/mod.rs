@@ -218,10 +218,10 @@ impl<'a> Owner<'a> {
         let outcome = self.attend(stop, &mut stream).await;
         drop(stream);
         // Leave nothing running that still writes: the next run must find a quiet target.
-        self.stop_lanes(None).await;
+        let stopped = self.stop_lanes(None).await;
         self.builds.abort_all();
         let finished = match outcome {
-            Ok(()) => self.finish().await,
+            Ok(()) => self.finish().await.and(stopped),
             Err(error) => Err(error),
         };
         self.monitor.stop();
@@ -239,9 +239,14 @@ impl<'a> Owner<'a> {
         let mut tick = tokio::time::interval(PUBLISH);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.finish_copied_collections();
+        self.drop_passed_ranges().await?;
         loop {
             self.start_lanes();
-            self.advance().await?;
+            // A command of the stream can take long; what is cut off here is met again.
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                advanced = self.advance() => advanced?,
+            }
             if !self.plan.ranges.is_empty() {
                 self.drop_passed_ranges().await?;
             }
@@ -252,9 +257,12 @@ impl<'a> Owner<'a> {
                 }
                 Some(report) = self.lane_reports.1.recv() => self.lane_reported(report)?,
                 Some(joined) = self.lanes.join_next() => {
-                    if let Ok(session) = joined {
-                        self.lane_sessions.push(session);
-                    }
+                    let session = joined.map_err(|panic| Error::Reply {
+                        side: Side::Target,
+                        doing: "copy a range",
+                        what: panic.to_string(),
+                    })?;
+                    self.lane_sessions.push(session);
                 }
                 Some(built) = self.builds.join_next() => self.built(built).await?,
                 report = stream.recv(), if self.reply.is_none() => self.stream_reported(report)?,

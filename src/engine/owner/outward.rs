@@ -48,8 +48,13 @@ impl Owner<'_> {
         Ok(())
     }
 
+    /// The source answers: what was wrong with it is over. What is wrong with the target shows
+    /// until a batch is written.
     pub(super) fn clear_problem(&mut self) {
-        self.progress.problem = None;
+        let target = |problem: &Problem| problem.reason.starts_with("Target");
+        if self.in_flight.is_none() || !self.progress.problem.as_ref().is_some_and(target) {
+            self.progress.problem = None;
+        }
     }
 
     pub(super) fn sampled(&mut self, sample: Sample) {
