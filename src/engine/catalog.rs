@@ -313,6 +313,8 @@ mod tests {
             collated: false,
             copied: true,
             pending_indexes: Vec::new(),
+            index_problems: Vec::new(),
+            left_out: None,
         };
         let index = catalog.insert(entry);
         assert_eq!(catalog.find(&[1; 16]), Some(index));

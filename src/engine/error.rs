@@ -160,6 +160,13 @@ pub enum Error {
         /// Whose it is, as the checkpoint says.
         owner: String,
     },
+    /// The source is not the one that was mirrored.
+    #[error(
+        "none of the collections that were mirrored from {0:?} exists there any more, but others \
+         do: the source seems to have been made anew. Check the connection string; to mirror this \
+         source, drop the target database and its document in mongomirror.checkpoints"
+    )]
+    SourceReplaced(String),
     /// A newer run of the same mirror took over.
     #[error("another process took this mirror over (fencing epoch {epoch} is no longer current)")]
     Fenced {
@@ -309,6 +316,7 @@ impl Error {
             Self::TargetForbidden(_) => "TargetForbidden",
             Self::TargetNotEmpty { .. } => "TargetNotEmpty",
             Self::TargetBusy { .. } => "TargetBusy",
+            Self::SourceReplaced(_) => "SourceReplaced",
             Self::Fenced { .. } => "Fenced",
             Self::HistoryLost { .. } => "HistoryLost",
             Self::SelectionChanged(_) => "SelectionChanged",

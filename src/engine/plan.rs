@@ -59,6 +59,8 @@ pub struct Planned {
     pub ahead: Vec<Ahead>,
     /// The copy's figures.
     pub figures: CopyFigures,
+    /// Whether the source is known by its replica set's id, and not only by name.
+    pub source_is_certain: bool,
     /// Sessions to write with, one more than there are copy lanes.
     pub sessions: Vec<ClientSession>,
 }
@@ -171,6 +173,7 @@ pub async fn prepare(
         },
         ahead: checkpoint.ahead.clone(),
         figures: checkpoint.copy,
+        source_is_certain: identity.source.contains('/') && checkpoint.source.contains('/'),
         sessions,
     };
     match checkpoint.position {
@@ -268,6 +271,10 @@ impl Planned {
         }
         let source = self.source_commands();
         for entry in self.state.load_catalog().await? {
+            if let Some(reason) = &entry.left_out {
+                self.catalog.leave_out(entry.uuid, &entry.name, reason);
+                continue;
+            }
             let ranges = ranges.remove(&entry.uuid);
             let (copied, name) = (entry.copied, entry.name.clone());
             let index = self.catalog.insert(entry);
@@ -278,8 +285,25 @@ impl Planned {
                 self.sizes.insert(index, size(&source, &name).await?);
             }
         }
-        for listed in catalog::list(&self.source, Side::Source).await? {
-            self.note_left_out(config, &listed);
+        let listed = catalog::list(&self.source, Side::Source).await?;
+        for listed in &listed {
+            self.note_left_out(config, listed);
+        }
+        self.refuse_another_source(config, &listed)
+    }
+
+    /// A replica set that is known by name only may have been made anew: if nothing of what was
+    /// mirrored exists there any more, but other collections do, it is not the one.
+    fn refuse_another_source(&self, config: &MirrorConfig, listed: &[Listed]) -> Result<()> {
+        let there: Vec<&Uuid> = listed
+            .iter()
+            .filter(|listed| config.selection.selects(&listed.name))
+            .filter_map(|listed| listed.uuid.as_ref())
+            .collect();
+        let nothing_known = !there.iter().any(|uuid| self.catalog.find(uuid).is_some());
+        let something_was = self.catalog.alive().next().is_some();
+        if !self.source_is_certain && something_was && !there.is_empty() && nothing_known {
+            return Err(Error::SourceReplaced(config.source.database.clone()));
         }
         Ok(())
     }
@@ -318,6 +342,8 @@ impl Planned {
                 collated,
                 copied: false,
                 pending_indexes: indexes,
+                index_problems: Vec::new(),
+                left_out: None,
             };
             self.state.put_collection(&entry).await?;
             let splittable = !collated && !listed.options.contains_key("clusteredIndex");

@@ -96,6 +96,10 @@ pub struct CatalogEntry {
     pub copied: bool,
     /// Indexes that are built once its data is copied, as specified on the source.
     pub pending_indexes: Vec<Document>,
+    /// Indexes that are not on the target, or not the same, with the reasons.
+    pub index_problems: Vec<(String, String)>,
+    /// Why it is not mirrored at all, if so.
+    pub left_out: Option<String>,
 }
 
 /// How far a range of the copy is.
@@ -311,6 +315,12 @@ impl StateStore {
             "collated": entry.collated,
             "copied": entry.copied,
             "indexes": &entry.pending_indexes,
+            "problems": entry
+                .index_problems
+                .iter()
+                .map(|(index, reason)| doc! {"index": index, "reason": reason})
+                .collect::<Vec<_>>(),
+            "leftOut": &entry.left_out,
         };
         self.commands
             .run(
@@ -443,16 +453,20 @@ impl StateStore {
             let Some(uuid) = id_uuid(&document) else {
                 continue;
             };
-            let indexes = document.get_array("indexes").map_or(&[][..], Vec::as_slice);
+            let indexes = documents_of(&document, "indexes");
+            let problems = documents_of(&document, "problems");
+            let text =
+                |problem: &Document, name| problem.get_str(name).unwrap_or_default().to_owned();
             entries.push(CatalogEntry {
                 uuid,
                 name: document.get_str("name").unwrap_or_default().to_owned(),
                 collated: document.get_bool("collated").unwrap_or(false),
                 copied: document.get_bool("copied").unwrap_or(false),
-                pending_indexes: indexes
-                    .iter()
-                    .filter_map(|index| index.as_document().cloned())
+                pending_indexes: indexes.cloned().collect(),
+                index_problems: problems
+                    .map(|problem| (text(problem, "index"), text(problem, "reason")))
                     .collect(),
+                left_out: document.get_str("leftOut").ok().map(str::to_owned),
             });
         }
         Ok(entries)
@@ -529,6 +543,12 @@ impl StateStore {
     pub fn client(&self) -> &Client {
         &self.client
     }
+}
+
+/// The documents of an array.
+pub fn documents_of<'a>(document: &'a Document, name: &str) -> impl Iterator<Item = &'a Document> {
+    let array = document.get_array(name).map_or(&[][..], Vec::as_slice);
+    array.iter().filter_map(Bson::as_document)
 }
 
 /// The copy's totals as stored.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bson::{Document, RawDocumentBuf, doc};
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use mongodb::error::{TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT};
 use mongodb::options::{TransactionOptions, WriteConcern};
 use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
@@ -15,7 +15,7 @@ use crate::engine::apply::commands::put;
 use crate::engine::apply::gather::CollectionIndex;
 use crate::engine::bson::encode::Encoder;
 use crate::engine::bson::order::Value;
-use crate::engine::bson::scan::{find, kind, shape};
+use crate::engine::bson::scan::{Element, find, kind, shape};
 use crate::engine::command::{COMMAND_LIMIT, Commands, number, within};
 use crate::engine::connection::probe::{TargetAbilities, operation_time};
 use crate::engine::error::{Error, Result, Side};
@@ -26,6 +26,9 @@ use crate::engine::stream::event::Uuid;
 
 /// First and longest pause before a range is tried again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
+
+/// Documents removed in one transaction.
+const CLEARED_AT_ONCE: i64 = 5000;
 
 /// What a lane is told to copy.
 #[derive(Clone, Debug)]
@@ -338,17 +341,30 @@ impl Lane {
         encoder.finish()
     }
 
-    /// Removes what an interrupted try has left on the target.
+    /// Removes what an interrupted try has left on the target, in pieces that fit a transaction.
     async fn clear(&self, job: &Job, session: &mut ClientSession) -> Result<()> {
         let filter = range_filter(job.low.as_ref(), job.high.as_ref());
         let filter = Document::try_from(&*filter).unwrap_or_default();
-        let command = doc! {"delete": &job.name, "deletes": [{"q": filter, "limit": 0}]};
-        let command = RawDocumentBuf::try_from(&command).map_err(|error| Error::Reply {
-            side: Side::Target,
-            doing: "clear a range",
-            what: error.to_string(),
-        })?;
-        self.transaction(job, session, &Work::Clear(command)).await
+        loop {
+            let doing = "clear a range";
+            let left = self.target.db.collection::<RawDocumentBuf>(&job.name);
+            let exchange = async {
+                let cursor = left
+                    .find(filter.clone())
+                    .projection(doc! {"_id": 1})
+                    .limit(CLEARED_AT_ONCE)
+                    .await?;
+                cursor.try_collect::<Vec<RawDocumentBuf>>().await
+            };
+            let left = within(Side::Target, doing, COMMAND_LIMIT, exchange).await?;
+            if left.is_empty() {
+                return Ok(());
+            }
+            let ids = left.iter().filter_map(|id| find(id.as_bytes(), b"_id"));
+            let command = delete_command(&job.name, ids);
+            self.transaction(job, session, &Work::Clear(command))
+                .await?;
+        }
     }
 
     /// The statements of a transaction.
@@ -458,6 +474,25 @@ async fn next(cursor: &mut RawBatchCursor) -> Result<Option<RawBatch>, ReadEnd> 
     within(Side::Source, "read documents", READ_LIMIT, next)
         .await
         .map_err(ReadEnd::of)
+}
+
+/// Deletes these documents.
+fn delete_command<'a>(collection: &str, ids: impl Iterator<Item = Element<'a>>) -> RawDocumentBuf {
+    let mut encoder = Encoder::default();
+    let root = encoder.begin();
+    encoder.string("delete", collection);
+    let deletes = encoder.begin_array("deletes");
+    for (index, id) in ids.enumerate() {
+        let delete = encoder.begin_element(index);
+        let query = encoder.begin_document("q");
+        encoder.raw(id.kind, b"_id", id.value);
+        encoder.end(query);
+        encoder.int("limit", 1);
+        encoder.end(delete);
+    }
+    encoder.end(deletes);
+    encoder.end(root);
+    encoder.finish()
 }
 
 /// `$expr` compares across types; a plain `$gte` or `$lt` would lose every document whose `_id`

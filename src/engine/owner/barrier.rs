@@ -15,8 +15,8 @@ use crate::engine::catalog::{
 use crate::engine::error::{Error, Result, Side, code};
 use crate::engine::plan::name_as_uuid;
 use crate::engine::position::{Position, ResumeToken, StartPoint};
-use crate::engine::state::CatalogEntry;
-use crate::engine::stream::event::{Event, Operation, parse};
+use crate::engine::state::{CatalogEntry, documents_of};
+use crate::engine::stream::event::{Event, Operation, Uuid, parse};
 
 impl Owner<'_> {
     /// Carries out the command that the reply in hand is at.
@@ -94,8 +94,7 @@ impl Owner<'_> {
         };
         if let Some(reason) = unsupported_options(kind, &options) {
             let uuid = event.uuid.unwrap_or_else(|| name_as_uuid(name));
-            self.plan.catalog.leave_out(uuid, name, reason);
-            return Ok(());
+            return self.leave_out(uuid, name, reason).await;
         }
         // What is called so on the target is not this collection: the source's name was free.
         if event.uuid.is_some() {
@@ -114,9 +113,27 @@ impl Owner<'_> {
             collated: is_collated(&options),
             copied: true,
             pending_indexes: Vec::new(),
+            index_problems: Vec::new(),
+            left_out: None,
         };
         self.plan.state.put_collection(&entry).await?;
         self.plan.catalog.insert(entry);
+        Ok(())
+    }
+
+    /// Notes, also for the next process, what is not mirrored.
+    async fn leave_out(&mut self, uuid: Uuid, name: &str, reason: &str) -> Result<()> {
+        let entry = CatalogEntry {
+            uuid,
+            name: name.to_owned(),
+            collated: false,
+            copied: true,
+            pending_indexes: Vec::new(),
+            index_problems: Vec::new(),
+            left_out: Some(reason.to_owned()),
+        };
+        self.plan.state.put_collection(&entry).await?;
+        self.plan.catalog.leave_out(uuid, name, reason);
         Ok(())
     }
 
@@ -133,10 +150,11 @@ impl Owner<'_> {
         };
         match self.plan.catalog.find(&uuid) {
             Some(collection) => self.drop_and_forget(collection).await,
-            None => {
+            None if self.plan.catalog.is_left_out(&uuid) => {
                 self.plan.catalog.remove(&uuid);
-                Ok(())
+                self.plan.state.remove_collection(uuid).await
             }
+            None => Ok(()),
         }
     }
 
@@ -182,12 +200,9 @@ impl Owner<'_> {
                 if let Some(old) = self.plan.catalog.by_name(to) {
                     self.drop_and_forget(old).await?;
                 }
-                self.plan.catalog.leave_out(
-                    uuid,
-                    to,
-                    "renamed from a name that is not selected or not mirrored; its content is \
-                     not mirrored yet",
-                );
+                let reason = "renamed from a name that is not selected or not mirrored; its \
+                              content is not mirrored yet";
+                self.leave_out(uuid, to, reason).await?;
             }
             return Ok(());
         };
@@ -338,11 +353,5 @@ fn description(event: &Event<'_>) -> Result<Document> {
 
 fn indexes_of(event: &Event<'_>) -> Result<Vec<Document>> {
     let description = description(event)?;
-    let indexes = description
-        .get_array("indexes")
-        .map_or(&[][..], Vec::as_slice);
-    Ok(indexes
-        .iter()
-        .filter_map(|index| index.as_document().cloned())
-        .collect())
+    Ok(documents_of(&description, "indexes").cloned().collect())
 }

@@ -260,14 +260,16 @@ impl Owner<'_> {
         collection: CollectionIndex,
         problems: Vec<IndexProblem>,
     ) {
-        for problem in problems {
-            self.index_problems
-                .insert((collection, problem.index), problem.reason);
+        for IndexProblem { index, reason } in problems {
+            self.forget_index_problem(collection, &index);
+            let entry = &mut self.plan.catalog.get_mut(collection).entry;
+            entry.index_problems.push((index, reason));
         }
     }
 
     pub(super) fn forget_index_problem(&mut self, collection: CollectionIndex, index: &str) {
-        self.index_problems.remove(&(collection, index.to_owned()));
+        let entry = &mut self.plan.catalog.get_mut(collection).entry;
+        entry.index_problems.retain(|(name, _)| name != index);
     }
 
     /// Stops the lanes of one collection, or all, and waits until nothing of theirs is under way.

@@ -8,16 +8,25 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use bson::doc;
 use mongodb::Database;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::engine::command::within;
 use crate::engine::connection::probe::majority_time;
+use crate::engine::error::{Error, Result, Side};
 use crate::engine::position::ClusterTime;
 
 /// Time between two samples.
 const EVERY: Duration = Duration::from_millis(500);
+
+/// Time between two questions to the target: only whether it answers.
+const TARGET_EVERY: Duration = Duration::from_secs(2);
+
+/// A server that takes longer for the smallest question is reported as not answering.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// Samples that are kept: beyond these the seconds of the cluster times tell enough.
 const KEPT: usize = 240;
@@ -31,10 +40,23 @@ pub struct Sample {
     pub at: Instant,
 }
 
+/// What the monitor found out.
+#[derive(Debug)]
+pub enum Measured {
+    /// The source answered.
+    Source(Sample),
+    /// It did not.
+    SourceSilent(Error),
+    /// The target answered.
+    Target,
+    /// It did not.
+    TargetSilent(Error),
+}
+
 /// Compares the source's time with the mirror's position.
 pub struct Monitor {
-    samples: mpsc::Receiver<Sample>,
-    task: JoinHandle<()>,
+    measured: mpsc::Receiver<Measured>,
+    tasks: [JoinHandle<()>; 2],
     behind: Behind,
 }
 
@@ -52,35 +74,36 @@ struct Behind {
 type ClusterTimeOrNone = Option<ClusterTime>;
 
 impl Monitor {
-    /// Starts asking.
-    pub fn start(source: &Database) -> Self {
-        let (send, samples) = mpsc::channel(1);
-        let client = source.client().clone();
-        let task = tokio::spawn(async move {
-            let mut every = tokio::time::interval(EVERY);
-            every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            loop {
-                every.tick().await;
-                let at = Instant::now();
-                // The stream reader reports an outage; here it only means no new sample.
-                if let Ok(time) = majority_time(&client).await
-                    && send.send(Sample { time, at }).await.is_err()
-                {
-                    return;
-                }
+    /// Starts asking both sides.
+    pub fn start(source: &Database, target: &Database) -> Self {
+        let (send, measured) = mpsc::channel(1);
+        let (source, target) = (source.client().clone(), target.clone());
+        let told = send.clone();
+        let ask_source = tokio::spawn(ask(EVERY, told, async move || {
+            let at = Instant::now();
+            match in_time(Side::Source, majority_time(&source)).await {
+                Ok(time) => Measured::Source(Sample { time, at }),
+                Err(error) => Measured::SourceSilent(error),
             }
-        });
+        }));
+        let ask_target = tokio::spawn(ask(TARGET_EVERY, send, async move || {
+            let hello = target.run_command(doc! {"hello": 1});
+            match within(Side::Target, "hear from it", ANSWER_LIMIT, hello).await {
+                Ok(_) => Measured::Target,
+                Err(error) => Measured::TargetSilent(error),
+            }
+        }));
         Self {
-            samples,
-            task,
+            measured,
+            tasks: [ask_source, ask_target],
             behind: Behind::default(),
         }
     }
 
-    /// The next sample.
-    pub async fn next(&mut self) -> Sample {
-        match self.samples.recv().await {
-            Some(sample) => sample,
+    /// The next measurement.
+    pub async fn next(&mut self) -> Measured {
+        match self.measured.recv().await {
+            Some(measured) => measured,
             None => std::future::pending().await,
         }
     }
@@ -107,8 +130,33 @@ impl Monitor {
 
     /// Stops asking.
     pub fn stop(&self) {
-        self.task.abort();
+        for task in &self.tasks {
+            task.abort();
+        }
     }
+}
+
+/// Asks again and again until nobody listens.
+async fn ask(every: Duration, told: mpsc::Sender<Measured>, question: impl AsyncFn() -> Measured) {
+    let mut every = tokio::time::interval(every);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        if told.send(question().await).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn in_time<T>(side: Side, exchange: impl Future<Output = Result<T>>) -> Result<T> {
+    let timeout = Error::Timeout {
+        side,
+        doing: "hear from it",
+        after: ANSWER_LIMIT,
+    };
+    tokio::time::timeout(ANSWER_LIMIT, exchange)
+        .await
+        .unwrap_or(Err(timeout))
 }
 
 impl Behind {

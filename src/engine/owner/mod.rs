@@ -100,7 +100,6 @@ pub struct Owner<'a> {
     lane_stops: HashMap<(CollectionIndex, u32), CancellationToken>,
     builds: JoinSet<Result<(CollectionIndex, Vec<IndexProblem>)>>,
     building: HashSet<CollectionIndex>,
-    index_problems: HashMap<(CollectionIndex, String), String>,
 
     monitor: Monitor,
     caught_up: bool,
@@ -174,7 +173,7 @@ impl<'a> Owner<'a> {
             publish,
             position: plan.position.clone(),
             committed: plan.position.clone(),
-            monitor: Monitor::start(&plan.source),
+            monitor: Monitor::start(&plan.source, &plan.target.db),
             published: now,
             logged: (now, progress.clone()),
             progress,
@@ -195,7 +194,6 @@ impl<'a> Owner<'a> {
             lane_stops: HashMap::new(),
             builds: JoinSet::new(),
             building: HashSet::new(),
-            index_problems: HashMap::new(),
             caught_up: false,
             plan,
         }
@@ -266,7 +264,7 @@ impl<'a> Owner<'a> {
                 }
                 Some(built) = self.builds.join_next() => self.built(built).await?,
                 report = stream.recv(), if self.reply.is_none() => self.stream_reported(report)?,
-                sample = self.monitor.next() => self.sampled(sample),
+                measured = self.monitor.next() => self.measured(measured),
                 _ = tick.tick() => {}
             }
             self.publish_if_due();

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use bson::DateTime;
 use tokio::time::Instant;
 
-use super::lag::Sample;
+use super::lag::Measured;
 use super::{LOG, Owner, PUBLISH};
 use crate::engine::error::{Error, Result, Side};
 use crate::engine::progress::{InitialSync, Phase, Problem, Unsupported};
@@ -57,10 +57,38 @@ impl Owner<'_> {
         }
     }
 
-    pub(super) fn sampled(&mut self, sample: Sample) {
-        self.monitor.note(sample);
+    pub(super) fn measured(&mut self, measured: Measured) {
+        match measured {
+            Measured::Source(sample) => {
+                self.monitor.note(sample);
+                self.progress.measured_at = Some(SystemTime::now());
+            }
+            Measured::SourceSilent(error) => self.silent(Side::Source, &error),
+            Measured::Target => {
+                if self.progress.target.set(true, "") {
+                    self.progress.problem = None;
+                }
+            }
+            Measured::TargetSilent(error) => self.silent(Side::Target, &error),
+        }
         self.update_phase();
-        self.progress.measured_at = Some(SystemTime::now());
+    }
+
+    /// A side does not answer: shown until it does. What works with it tries again by itself.
+    fn silent(&mut self, side: Side, error: &Error) {
+        let message = error.to_string();
+        let link = match side {
+            Side::Source => &mut self.progress.source,
+            Side::Target => &mut self.progress.target,
+        };
+        if link.set(false, message.clone()) || self.progress.problem.is_none() {
+            self.progress.problem = Some(Problem {
+                reason: error.reason(),
+                message,
+                needs_human: false,
+                since: SystemTime::now(),
+            });
+        }
     }
 
     /// Copying, until no range is left; catching up, until the source's own time was reached once.
@@ -99,7 +127,6 @@ impl Owner<'_> {
         self.published = Instant::now();
         self.progress.initial_sync = Some(self.initial_sync());
         self.progress.unsupported = self.unsupported();
-        self.progress.target.set(true, "");
         self.progress.lag = self.monitor.lag();
         self.publish.send_replace(self.progress.clone());
     }
@@ -132,9 +159,8 @@ impl Owner<'_> {
 
     pub(super) fn unsupported(&self) -> Vec<Unsupported> {
         let mut all: Vec<Unsupported> = self.plan.catalog.left_out().cloned().collect();
-        for ((collection, index), reason) in &self.index_problems {
-            let collection = self.plan.catalog.get(*collection);
-            if collection.alive {
+        for (_, collection) in self.plan.catalog.alive() {
+            for (index, reason) in &collection.entry.index_problems {
                 all.push(Unsupported {
                     name: format!("{} (index {index})", collection.entry.name),
                     reason: reason.clone(),
