@@ -37,7 +37,7 @@ crds: ## Write the CustomResourceDefinition into crds/ and the chart
 	cp $(TARGET)/mongomirrors.yaml charts/mongomirror/files/mongomirrors.yaml
 
 bench: ## Measure against real servers
-	$(CARGO) bench --locked
+	$(CARGO) bench --locked --bench mirror
 
 demo: ## Show it all: real servers, an operator, a mirror, changes, a pause, the proof
 	$(CARGO) build $(DEVELOPMENT)
