@@ -10,7 +10,7 @@ use mongodb::options::WriteConcern;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::process::{Usage, Worker};
+use crate::process::{Reached, Usage, Worker};
 use crate::servers::Servers;
 use crate::worker::Work;
 use crate::{Result, Scale, say};
@@ -51,6 +51,8 @@ pub struct Latencies {
     pub loaded: Latency,
     /// So many other writes a second.
     pub writes: f64,
+    /// Transactions in which the mirror wrote them, a second.
+    pub transactions: f64,
     /// CPU time of the mirror for each event under that load.
     pub cpu: Duration,
     /// What the mirror had used in the end.
@@ -96,9 +98,11 @@ pub async fn measure(servers: &Servers, scale: Scale) -> Result<Latencies> {
     clients.shutdown().await;
     all.writes = written.load(Ordering::Relaxed) as f64 / begun.elapsed().as_secs_f64();
     let after = caught_up(servers, &mut worker).await?;
-    let events = u32::try_from(after.0 - before.0)?.max(1);
-    all.cpu = (after.1.cpu - before.1.cpu) / events;
-    all.usage = after.1;
+    let events = u32::try_from(after.seen.events - before.seen.events)?.max(1);
+    all.cpu = (after.usage.cpu - before.usage.cpu) / events;
+    let transactions = after.seen.batches - before.seen.batches;
+    all.transactions = transactions as f64 / (after.after - before.after).as_secs_f64();
+    all.usage = after.usage;
     worker.stop().await?;
     Ok(all)
 }
@@ -107,15 +111,14 @@ fn collection(servers: &Servers, name: &str) -> Collection<Document> {
     servers.source.database().collection(name)
 }
 
-/// Events applied and resources used when the target holds everything.
-async fn caught_up(servers: &Servers, worker: &mut Worker) -> Result<(u64, Usage)> {
+/// Waits until the target holds everything.
+async fn caught_up(servers: &Servers, worker: &mut Worker) -> Result<Reached> {
     let now = servers.source.time().await?;
-    let reached = worker
+    worker
         .wait_for("the mirror is up to date", |seen| {
             seen.consistent_at >= Some(now)
         })
-        .await?;
-    Ok((reached.seen.events, reached.usage))
+        .await
 }
 
 async fn series(servers: &Servers, number: i32, samples: usize) -> Result<Latency> {

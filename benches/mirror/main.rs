@@ -146,6 +146,7 @@ async fn measure(arguments: &Arguments) -> Result<()> {
     let copying = arguments.wants(Part::Copy);
     let rounds = if copying { scale.rounds } else { 1 };
     let copied = copy::measure(&mut servers, orders, scale, rounds).await?;
+    report.note_peak(&copied.usage);
     if copying {
         report.copy(&copied);
     }

@@ -113,7 +113,8 @@ impl Report {
         });
     }
 
-    fn note_peak(&mut self, usage: &[Usage]) {
+    /// Takes memory into account.
+    pub fn note_peak(&mut self, usage: &[Usage]) {
         let most = usage.iter().map(|usage| usage.peak).max();
         self.peak = self.peak.max(most.unwrap_or(0));
     }
@@ -144,7 +145,6 @@ impl Report {
             cpu(documents, &copied.bare_usage),
         );
         self.add("copy: CPU of a document", "µs", both, Goal::AtMost(5.0));
-        self.note_peak(&copied.usage);
         self.others.extend(&copied.others);
     }
 
@@ -202,6 +202,13 @@ impl Report {
         }
         let writes = (vec![latencies.writes], Vec::new());
         self.add("loaded: writes beside", "writes/s", writes, Goal::None);
+        let transactions = (vec![latencies.transactions], Vec::new());
+        self.add(
+            "loaded: transactions of the mirror",
+            "1/s",
+            transactions,
+            Goal::None,
+        );
         let cpu = (vec![microseconds(latencies.cpu)], Vec::new());
         self.add("loaded: CPU of an event", "µs", cpu, Goal::None);
         self.note_peak(&[latencies.usage]);

@@ -4,6 +4,7 @@
 //! A worker prints what it has done as lines of JSON, and ends when its standard input does.
 
 use std::io::{Read, Write};
+use std::time::Duration;
 
 use mongomirror::engine::config::{Endpoint, Limits, MirrorConfig};
 use mongomirror::engine::connection::uri::ConnectionUri;
@@ -23,6 +24,9 @@ pub const DATABASE: &str = "shop";
 
 /// The first argument of a worker; the second is its work as JSON.
 const WORKER: &str = "__worker";
+
+/// The driver still closes cursors in tasks of its own, and panics if the runtime goes meanwhile.
+const FAREWELL: Duration = Duration::from_millis(100);
 
 /// What a worker is told to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -203,6 +207,7 @@ async fn mirror(config: MirrorConfig, mut stop: oneshot::Receiver<()>) -> Result
         }
     }
     handle.stop().await;
+    tokio::time::sleep(FAREWELL).await;
     Ok(())
 }
 
