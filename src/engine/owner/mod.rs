@@ -47,6 +47,9 @@ const PUBLISH: Duration = Duration::from_millis(200);
 /// What was synced is logged at most this often.
 const LOG: Duration = Duration::from_secs(10);
 
+/// Longest wait for connections to close: nothing depends on it.
+const DISCONNECT: Duration = Duration::from_secs(2);
+
 /// Documents of the source read in one batch by a copy lane, in bytes.
 const COPY_BATCH: u64 = 1_500_000;
 
@@ -225,7 +228,17 @@ impl<'a> Owner<'a> {
         self.monitor.stop();
         self.writer.task.abort();
         reading.abort();
+        self.disconnect().await;
         finished
+    }
+
+    /// Closes the connections; what the driver still does in the background would otherwise meet
+    /// the end of the process.
+    async fn disconnect(&self) {
+        for client in [self.plan.source.client(), self.plan.target.db.client()] {
+            let shutdown = client.clone().shutdown().immediate(true);
+            let _ = tokio::time::timeout(DISCONNECT, shutdown.into_future()).await;
+        }
     }
 
     /// The loop: one thing after the other.
