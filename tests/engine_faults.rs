@@ -132,3 +132,33 @@ async fn an_idle_source_shows_no_lag_and_an_advancing_position() {
     assert_equal(&shop, &copy.database("nothing_there_yet_backup")).await;
     mirror.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_that_is_taken_over_during_its_copy_lets_go_and_can_be_stopped() {
+    let seed = fresh_seed();
+    let set = ReplicaSet::builder().start().await.unwrap();
+    let client = set.client().await.unwrap();
+    fill(&client, "shop", seed, 3000).await;
+    let mut config = config(&set.uri(), &set.uri(), "shop");
+    config.limits.range_bytes = 20_000;
+    let older = MirrorHandle::start(config.clone());
+    wait_for(&older, "copying", |progress| {
+        progress.phase == Phase::Copying
+    })
+    .await;
+    let newer = MirrorHandle::start(config);
+    wait_for(&older, "the older one is fenced", |progress| {
+        progress
+            .problem
+            .as_ref()
+            .is_some_and(|problem| problem.reason == "Fenced")
+    })
+    .await;
+    tokio::time::timeout(Duration::from_secs(20), older.stop())
+        .await
+        .expect("a fenced mirror can be stopped");
+    mirroring(&newer).await;
+    caught_up(&newer, &client).await;
+    assert_equal(&client.database("shop"), &client.database("shop_backup")).await;
+    newer.stop().await;
+}

@@ -156,3 +156,50 @@ async fn a_transaction_larger_than_the_memory_budget_arrives_as_a_whole() {
     let last = mirror.stop().await;
     assert_eq!(last.totals.repaired, 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn thousands_of_array_updates_of_one_document_in_a_backlog_arrive() {
+    let set = ReplicaSet::builder().start().await.unwrap();
+    let client = set.client().await.unwrap();
+    let (source, target) = (client.database("shop"), client.database("shop_backup"));
+    fill(&source, "orders", 0, 10).await;
+    let config = config(&set.uri(), &set.uri(), "shop");
+    let mirror = MirrorHandle::start(config.clone());
+    mirroring(&mirror).await;
+    mirror.stop().await;
+    for _ in 0..3 {
+        let push = doc! {"q": {"_id": 1}, "u": {"$push": {"tags": "x"}}};
+        let updates = vec![push; 1000];
+        source
+            .run_command(doc! {"update": "orders", "updates": updates})
+            .await
+            .unwrap();
+    }
+    let mirror = MirrorHandle::start(config);
+    caught_up(&mirror, &client).await;
+    assert_equal(&source, &target).await;
+    let last = mirror.stop().await;
+    assert_eq!((last.totals.updates, last.totals.repaired), (3000, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_database_takes_its_views_along_and_comes_back() {
+    let set = ReplicaSet::builder().start().await.unwrap();
+    let client = set.client().await.unwrap();
+    let (source, target) = (client.database("shop"), client.database("shop_backup"));
+    fill(&source, "orders", 0, 10).await;
+    let view =
+        doc! {"create": "paid", "viewOn": "orders", "pipeline": [{"$match": {"status": "paid"}}]};
+    source.run_command(view).await.unwrap();
+    let mirror = MirrorHandle::start(config(&set.uri(), &set.uri(), "shop"));
+    mirroring(&mirror).await;
+    assert_equal(&source, &target).await;
+    source.drop().await.unwrap();
+    fill(&source, "orders", 100, 10).await;
+    let view =
+        doc! {"create": "paid", "viewOn": "orders", "pipeline": [{"$match": {"status": "new"}}]};
+    source.run_command(view).await.unwrap();
+    caught_up(&mirror, &client).await;
+    assert_equal(&source, &target).await;
+    mirror.stop().await;
+}
