@@ -17,6 +17,7 @@ build: ## Build the optimised program, target/release/mongomirror
 	$(CARGO) build --locked --release
 
 test: fetch ## Run all tests against real servers, which are fetched first
+	$(CARGO) test --locked --bench mirror -- --quick
 	$(CARGO) test --workspace --locked
 
 fetch: ## Fetch or build the servers that tests and the demo run, once
