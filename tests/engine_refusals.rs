@@ -104,6 +104,12 @@ async fn the_documented_roles_are_enough() {
     let root = set.client().await.unwrap();
     let shop = root.database("shop").collection("orders");
     shop.insert_one(doc! {"_id": 1}).await.unwrap();
+    for kind in [
+        doc! {"create": "paid", "viewOn": "orders", "pipeline": []},
+        doc! {"create": "readings", "timeseries": {"timeField": "t"}},
+    ] {
+        root.database("shop").run_command(kind).await.unwrap();
+    }
     let role = |role: &str, db: &str| doc! {"role": role, "db": db}.into();
     set.create_user("reader", "r", [role("read", "shop")])
         .await
@@ -122,6 +128,15 @@ async fn the_documented_roles_are_enough() {
     mirroring(&mirror).await;
     shop.insert_one(doc! {"_id": 2}).await.unwrap();
     common::caught_up(&mirror, &root).await;
-    common::assert_equal(&root.database("shop"), &root.database("shop_backup")).await;
-    mirror.stop().await;
+    let copied = root
+        .database("shop_backup")
+        .collection::<bson::Document>("orders");
+    assert_eq!(copied.count_documents(doc! {}).await.unwrap(), 2);
+    let last = mirror.stop().await;
+    let left_out: Vec<_> = last
+        .unsupported
+        .iter()
+        .map(|left| left.name.as_str())
+        .collect();
+    assert_eq!(left_out, ["readings"]);
 }

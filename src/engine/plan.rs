@@ -178,7 +178,7 @@ pub async fn prepare(
     };
     match checkpoint.position {
         Some(position) => planned.resume(config, position).await?,
-        None => planned.start_afresh(config).await?,
+        None => planned.start_afresh(config, &checkpoint.planned).await?,
     }
     Ok(planned)
 }
@@ -309,16 +309,29 @@ impl Planned {
     }
 
     /// Plans the copy: what exists at `T0`, and its ranges.
-    async fn start_afresh(&mut self, config: &MirrorConfig) -> Result<()> {
+    async fn start_afresh(
+        &mut self,
+        config: &MirrorConfig,
+        planned_before: &[String],
+    ) -> Result<()> {
         let (listed, indexes, t0) = self.list_at_one_time(config).await?;
         self.state.clear().await?;
-        // The target was empty when it became ours, and the checkpoint has no position: what is
-        // there is left of an earlier plan.
+        // The target was empty when it became ours: what an earlier plan announced and left there
+        // goes, anything else is somebody's.
         for there in catalog::list(&self.target.db, Side::Target).await? {
-            if !there.name.starts_with("system.") {
+            if planned_before.contains(&there.name) {
                 ddl::drop(&self.target, &there.name).await?;
+            } else if !there.name.starts_with("system.") {
+                return Err(Error::TargetNotEmpty {
+                    database: self.target.db.name().to_owned(),
+                    example: there.name,
+                });
             }
         }
+        let names: Vec<&str> = listed.iter().map(|listed| listed.name.as_str()).collect();
+        self.state
+            .update(self.epoch, doc! {"planned": names})
+            .await?;
         let source = self.source_commands();
         self.figures = CopyFigures {
             started_at: Some(DateTime::now()),
@@ -382,7 +395,10 @@ impl Planned {
             await_committed(&self.source_commands(), t0).await?;
             let mut indexes = Vec::with_capacity(before.len());
             for listed in &before {
-                let wanted = config.selection.selects(&listed.name) && listed.kind == "collection";
+                // Of system collections not even the indexes may be listed by everybody.
+                let wanted = config.selection.selects(&listed.name)
+                    && listed.kind == "collection"
+                    && listed.unsupported().is_none();
                 indexes.push(if wanted {
                     list_indexes(&self.source, &listed.name, Side::Source).await?
                 } else {

@@ -51,6 +51,8 @@ pub struct Checkpoint {
     pub copy: CopyFigures,
     /// Ids of the sessions that the last process wrote with.
     pub sessions: Vec<Bson>,
+    /// Collections that a plan without a position may have created on the target.
+    pub planned: Vec<String>,
     /// When it was last written, by the clock of whoever wrote it.
     pub updated_at: Option<DateTime>,
 }
@@ -627,6 +629,16 @@ fn parse_checkpoint(document: &Document) -> Result<Checkpoint> {
         ahead: document
             .get_array("ahead")
             .map(|ahead| ahead.iter().filter_map(parse_ahead).collect())
+            .unwrap_or_default(),
+        planned: document
+            .get_array("planned")
+            .map(|names| {
+                names
+                    .iter()
+                    .filter_map(Bson::as_str)
+                    .map(str::to_owned)
+                    .collect()
+            })
             .unwrap_or_default(),
         updated_at: document.get_datetime("updatedAt").ok().copied(),
         sessions: document.get_array("sessions").cloned().unwrap_or_default(),

@@ -1,6 +1,6 @@
 //! What the owner hears of the source, and what it tells of the mirror.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bson::DateTime;
 use tokio::time::Instant;
@@ -111,7 +111,16 @@ impl Owner<'_> {
                 .unwrap_or_else(Instant::now);
             tracing::debug!(mirror = %self.config.name, ?phase, "phase");
         }
-        self.progress.lag = self.monitor.lag();
+        self.progress.lag = self.lag();
+    }
+
+    /// A target that is not yet consistent has no lag: it is not at any time of the source.
+    fn lag(&self) -> Option<Duration> {
+        if self.is_copied() {
+            self.monitor.lag()
+        } else {
+            None
+        }
     }
 
     pub(super) fn publish_if_due(&mut self) {
@@ -127,7 +136,7 @@ impl Owner<'_> {
         self.published = Instant::now();
         self.progress.initial_sync = Some(self.initial_sync());
         self.progress.unsupported = self.unsupported();
-        self.progress.lag = self.monitor.lag();
+        self.progress.lag = self.lag();
         self.publish.send_replace(self.progress.clone());
     }
 
