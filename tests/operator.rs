@@ -292,3 +292,24 @@ async fn bad_input_is_answered_with_a_reason_and_disturbs_nobody() {
         .wait("no-secret", ".status.phase", "Mirroring")
         .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_killed_during_the_copy_goes_on_with_what_is_left_of_it() {
+    let set = ReplicaSet::builder().cache_gb(1.0).start().await.unwrap();
+    let client = set.client().await.unwrap();
+    let (source, target) = (client.database("shop"), client.database("shop_backup"));
+    // Three ranges and more, so that some are done and some are not.
+    fill(&source, "orders", 0, 160_000).await;
+    let mut cluster = Cluster::start().await;
+    cluster
+        .apply(&(secret("shop", &set.uri()) + &mirror("shop", "shop", "shop", "")))
+        .await;
+    cluster.wait("shop", ".status.phase", "Copying").await;
+    cluster.kill_operator();
+    writes_of_many_kinds(&source, 200_000).await;
+    cluster.start_operator();
+    cluster.wait("shop", ".status.phase", "Mirroring").await;
+    caught_up(&client, &client, "shop_backup").await;
+    assert_equal(&source, &target).await;
+    assert!(!cluster.log().contains("repaired"));
+}
