@@ -18,3 +18,4 @@ pub mod selection;
 pub mod snapshot;
 pub mod state;
 pub mod stream;
+mod transaction;

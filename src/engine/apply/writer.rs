@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use bson::Document;
 use mongodb::error::{TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT};
-use mongodb::options::{TransactionOptions, WriteConcern};
 use mongodb::{ClientSession, Database};
 
 use super::commands::{Command, by_collection, encode, put, remove};
@@ -17,6 +16,7 @@ use crate::engine::position::Position;
 use crate::engine::repair::fetch;
 use crate::engine::state::{Ahead, StateStore};
 use crate::engine::stream::event::Uuid;
+use crate::engine::transaction::{abort, begin};
 
 /// Tries of one batch before the mirror starts over from its checkpoint.
 const TRIES: u32 = 8;
@@ -170,9 +170,7 @@ impl Writer {
         match outcome {
             Ok(()) => Ok(self.commit(session).await?),
             Err(failure) => {
-                // A server that no longer answers aborts by itself after a minute.
-                let abort = session.abort_transaction();
-                let _ = within(Side::Target, "abort a transaction", COMMAND_LIMIT, abort).await;
+                abort(session).await;
                 Err(failure)
             }
         }
@@ -205,8 +203,7 @@ impl Writer {
                 .await;
         }
         if let Err(failure) = filled {
-            let abort = session.abort_transaction();
-            let _ = within(Side::Target, "abort a transaction", COMMAND_LIMIT, abort).await;
+            abort(&mut session).await;
             return Err(failure);
         }
         if prepared.part == Part::More {
@@ -418,17 +415,6 @@ impl Writer {
             Err(Error::Fenced { epoch: self.epoch })
         }
     }
-}
-
-async fn begin(session: &mut ClientSession) -> Result<()> {
-    let options = TransactionOptions::builder()
-        .write_concern(WriteConcern::majority())
-        .build();
-    session
-        .start_transaction()
-        .with_options(options)
-        .await
-        .map_err(Error::driver(Side::Target, "start a transaction"))
 }
 
 fn unsettled() -> Error {

@@ -5,7 +5,6 @@ use std::time::Duration;
 use bson::{Document, RawDocumentBuf, doc};
 use futures::{StreamExt, TryStreamExt};
 use mongodb::error::{TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT};
-use mongodb::options::{TransactionOptions, WriteConcern};
 use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
 use mongodb::{ClientSession, Database};
 use tokio::sync::mpsc;
@@ -23,6 +22,7 @@ use crate::engine::position::ClusterTime;
 use crate::engine::snapshot::{READ_LIMIT, ReadEnd, SnapshotFind};
 use crate::engine::state::StateStore;
 use crate::engine::stream::event::Uuid;
+use crate::engine::transaction::{abort, begin};
 
 /// First and longest pause before a range is tried again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
@@ -406,14 +406,7 @@ impl Lane {
     async fn transaction(&self, job: &Job, session: &mut ClientSession, work: &Work) -> Result<()> {
         let mut pause = BACKOFF.0;
         loop {
-            let options = TransactionOptions::builder()
-                .write_concern(WriteConcern::majority())
-                .build();
-            session
-                .start_transaction()
-                .with_options(options)
-                .await
-                .map_err(Error::driver(Side::Target, "start a transaction"))?;
+            begin(session).await?;
             let worked = match self.carry_out(job, work, session).await {
                 Ok(()) => self.fence(job, session).await,
                 Err(error) => Err(error),
@@ -421,8 +414,7 @@ impl Lane {
             let outcome = match worked {
                 Ok(()) => commit(session).await,
                 Err(error) => {
-                    let abort = session.abort_transaction();
-                    let _ = within(Side::Target, "abort", COMMAND_LIMIT, abort).await;
+                    abort(session).await;
                     Err(error)
                 }
             };

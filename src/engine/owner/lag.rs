@@ -64,14 +64,12 @@ pub struct Monitor {
 #[derive(Debug, Default)]
 struct Behind {
     waiting: VecDeque<Sample>,
-    reached: ClusterTimeOrNone,
+    reached: Option<ClusterTime>,
     newest: Option<Sample>,
     /// All samples were reached once: from then on the seconds of the cluster times, which jump
     /// by ten on an idle source, say less than the samples' waits.
     was_level: bool,
 }
-
-type ClusterTimeOrNone = Option<ClusterTime>;
 
 impl Monitor {
     /// Starts asking both sides.

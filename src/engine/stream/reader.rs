@@ -106,7 +106,6 @@ pub async fn read(
             Some(code::TOO_LARGE) => Some(Error::EventTooLarge {
                 position: reader.position.time,
             }),
-            _ if error.needs_human() => None,
             _ => None,
         };
         if let Some(error) = ended {
