@@ -8,7 +8,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 DEVELOPMENT := --workspace --locked --bins --example demo
 
 .DEFAULT_GOAL := help
-.PHONY: help build test fetch lint fmt crds bench demo clean
+.PHONY: help build test fuzz fetch lint fmt crds bench demo clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,10 @@ build: ## Build the optimised program, target/release/mongomirror
 test: fetch ## Run all tests against real servers, which are fetched first
 	$(CARGO) test --locked --bench mirror -- --quick
 	$(CARGO) test --workspace --locked
+
+fuzz: fetch ## Fuzz a mirror; MINUTES=120 SEED=7 VERSION=6.0.5 (or 6.0.27, both) WITH=zombies
+	$(CARGO) test --locked --test fuzz -- --minutes $(or $(MINUTES),10) \
+		$(if $(SEED),--seed $(SEED)) $(if $(VERSION),--version $(VERSION)) $(if $(WITH),--with $(WITH))
 
 fetch: ## Fetch or build the servers that tests and the demo run, once
 	$(CARGO) build $(DEVELOPMENT)

@@ -18,6 +18,8 @@
 //! `runner::registry` → `operator::report`, `http`, `cli`.
 
 #![warn(clippy::unwrap_used)]
+// Every write has a name: engine/writes.rs.
+#![warn(clippy::disallowed_methods)]
 
 pub mod cli;
 pub mod engine;

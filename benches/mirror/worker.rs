@@ -6,7 +6,7 @@
 use std::io::{Read, Write};
 use std::time::Duration;
 
-use mongomirror::engine::config::{Endpoint, Limits, MirrorConfig};
+use mongomirror::engine::config::{Endpoint, Limits, MirrorConfig, OnHistoryLost};
 use mongomirror::engine::connection::uri::ConnectionUri;
 use mongomirror::engine::position::ClusterTime;
 use mongomirror::engine::progress::{Phase, Progress};
@@ -63,7 +63,7 @@ pub enum Work {
 /// What a worker says of itself, whenever that changes.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Seen {
-    /// The work is complete; for a mirror: it is live.
+    /// The work is complete; for a mirror: it is live, and its copy is verified.
     pub done: bool,
     /// The mirror has planned its copy or its resumption.
     pub planned: bool,
@@ -91,7 +91,9 @@ impl Seen {
     fn of(progress: &Progress) -> Self {
         let sync = progress.initial_sync.clone().unwrap_or_default();
         Self {
-            done: progress.phase == Phase::Mirroring,
+            done: progress.phase == Phase::Mirroring
+                && progress.verification.last.is_some()
+                && progress.verification.running.is_none(),
             planned: !matches!(progress.phase, Phase::Pending | Phase::Failed),
             copied: sync.completed_at.is_some(),
             count: sync.documents_copied,
@@ -184,6 +186,8 @@ fn config(source: &str, target: &str, lanes: usize) -> Result<MirrorConfig> {
         source: endpoint(source)?,
         target: endpoint(target)?,
         selection: Selection::default(),
+        on_history_lost: OnHistoryLost::default(),
+        verify_every: None,
         limits: Limits {
             copy_lanes: lanes,
             ..Limits::default()

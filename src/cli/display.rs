@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
+use crate::engine::headroom::Headroom;
 use crate::engine::progress::{InitialSync, Phase};
 use crate::runner::registry::{MirrorKey, Snapshot};
 use crate::runner::words;
@@ -96,13 +97,20 @@ fn text(snapshot: &Snapshot) -> String {
         let consistent_at = progress.consistent_at.map_or_else(String::new, |time| {
             format!(", exact as of {}", words::rfc3339(time.as_system_time()))
         });
+        let is_low = |headroom: &Headroom| headroom.left().is_some_and(|left| left.is_low());
+        let low = match snapshot.headroom() {
+            Some(headroom) if progress.headroom.as_ref().is_some_and(is_low) => {
+                format!(". {headroom}")
+            }
+            _ => String::new(),
+        };
         return format!(
             "Mirroring {} to {}: lag {}{consistent_at}, {} events applied",
             snapshot.source_database,
             snapshot.target_database,
             snapshot.lag(),
             progress.totals.events_applied,
-        );
+        ) + &low;
     }
     format!("{phase:?}: {}", snapshot.message())
 }

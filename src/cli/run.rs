@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::display::Display;
@@ -16,9 +17,9 @@ use super::follow::Follower;
 use super::manifest::{Manifest, ManifestError};
 use super::printer::Printer;
 use crate::http::Server;
-use crate::runner::journal;
 use crate::runner::registry::{MirrorKey, Registry};
 use crate::runner::slot::Slot;
+use crate::runner::{self, journal};
 
 /// Mirrors that have not stopped by then are left to their checkpoints.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -65,6 +66,7 @@ pub async fn execute(
     let mut mirrors = Mirrors {
         registry: registry.clone(),
         slots: BTreeMap::new(),
+        ending: BTreeMap::new(),
     };
     mirrors.settle(manifest).await;
     ready.send_replace(true);
@@ -85,6 +87,10 @@ pub async fn execute(
                 match manifest {
                     Ok(manifest) => {
                         tracing::info!("the file changed");
+                        tokio::select! {
+                            () = stop.cancelled() => break,
+                            () = mirrors.ended(&manifest) => {}
+                        }
                         mirrors.settle(manifest).await;
                     }
                     Err(error) => tracing::error!(
@@ -111,6 +117,8 @@ pub async fn execute(
 struct Mirrors {
     registry: Registry,
     slots: BTreeMap<MirrorKey, Slot>,
+    /// Mirrors that are no longer in the file: their targets are being armed.
+    ending: BTreeMap<MirrorKey, JoinHandle<()>>,
 }
 
 impl Mirrors {
@@ -121,11 +129,12 @@ impl Mirrors {
         }
         let kept = |key: &MirrorKey| manifest.mirrors.contains_key(key);
         let gone: Vec<_> = self.slots.extract_if(.., |key, _| !kept(key)).collect();
-        join_all(gone.into_iter().map(|(key, slot)| {
+        for (key, slot) in gone {
             tracing::info!(mirror = %key, "stopping the mirror: it is no longer in the file");
-            slot.close()
-        }))
-        .await;
+            let ending = tokio::spawn(end(slot));
+            self.ending.insert(key, ending);
+        }
+        self.ending.retain(|_, ending| !ending.is_finished());
         for key in manifest.mirrors.keys() {
             self.slots
                 .entry(key.clone())
@@ -139,11 +148,30 @@ impl Mirrors {
         .await;
     }
 
+    /// Waits for the end of mirrors that come back: they must not be armed while they run.
+    async fn ended(&mut self, manifest: &Manifest) {
+        for key in manifest.mirrors.keys() {
+            if let Some(ending) = self.ending.get_mut(key) {
+                let _ = ending.await;
+                self.ending.remove(key);
+            }
+        }
+    }
+
     async fn stop(self) {
         let all = join_all(self.slots.into_values().map(Slot::close));
         if tokio::time::timeout(STOP_TIMEOUT, all).await.is_err() {
             tracing::warn!("some mirrors did not stop in time; they go on from their checkpoints");
         }
+    }
+}
+
+/// Ends a mirror for good. Takes a bounded time.
+async fn end(slot: Slot) {
+    let config = slot.config().cloned();
+    slot.close().await;
+    if let Some(config) = config {
+        runner::finish(config).await;
     }
 }
 

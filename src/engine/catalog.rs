@@ -3,22 +3,28 @@
 //!
 //! Collections are known by their UUID on the source: names can be swapped, UUIDs cannot.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bson::{Bson, Document, doc};
 use futures::TryStreamExt;
 use mongodb::Database;
 
+use super::apply::ddl::DROPPED;
 use super::apply::gather::CollectionIndex;
 use super::command::{COMMAND_LIMIT, within};
 use super::error::{Result, Side, code};
 use super::progress::Unsupported;
-use super::state::{CatalogEntry, uuid_of};
+use super::state::{BUCKETS, CatalogEntry, Index, Way, uuid_of};
 use super::stream::event::Uuid;
+use super::stream::reader::Flags;
 
 /// The largest value a TTL index takes: 68 years. A second TTL clock would delete documents that
 /// the source still changes (`facts` mongodb 6.5); the source's own deletes arrive as events.
-const TTL_DISARMED: i32 = i32::MAX;
+pub const TTL_DISARMED: i32 = i32::MAX;
+
+/// The largest size of a capped collection (a petabyte): it takes no space. On the target nothing
+/// may be evicted that the source still has, not even for a moment.
+const SIZE_DISARMED: i64 = 1 << 50;
 
 /// A collection of the source as `listCollections` shows it.
 #[derive(Clone, PartialEq, Debug)]
@@ -27,32 +33,95 @@ pub struct Listed {
     pub name: String,
     /// Its UUID; views have none.
     pub uuid: Option<Uuid>,
-    /// `collection`, `view` or `timeseries`.
+    /// `collection`, `view` or `timeseries`; or buckets without one.
     pub kind: String,
     /// Its options as listed.
     pub options: Document,
 }
 
 impl Listed {
+    /// Whether nothing of it is data: the definitions of views are mirrored as such, time-series
+    /// collections as their buckets.
+    pub fn is_shown_elsewhere(&self) -> bool {
+        self.name == "system.views" || self.kind == "timeseries"
+    }
+
+    /// Whether it is a collection that the mirror of it must know by this name.
+    pub fn is_data(&self) -> bool {
+        let is_system = self.name.starts_with("system.") || self.name == DROPPED;
+        self.kind == "collection" && !is_system
+    }
+
     /// Why it cannot be mirrored, if so.
-    pub fn unsupported(&self) -> Option<&'static str> {
-        if self.name.starts_with("system.") {
-            return Some("system collections are not mirrored yet");
+    pub fn unsupported(&self, possible: Possible) -> Option<&'static str> {
+        if self.kind == FACELESS {
+            return Some(FACELESS_REASON);
         }
-        unsupported_options(&self.kind, &self.options)
+        unsupported(&self.name, &self.options, possible)
     }
 }
 
-/// Why a collection of this kind with these options cannot be mirrored, if so.
-pub fn unsupported_options(kind: &str, options: &Document) -> Option<&'static str> {
-    if kind == "timeseries" || options.contains_key("timeseries") {
-        return Some("time-series collections are not mirrored yet");
+/// Servers take a database's and a collection's name of so many bytes together, the dot between
+/// them included.
+const LONGEST_NAMESPACE: usize = 255;
+
+/// What both sides together can do.
+#[derive(Clone, Copy, Debug)]
+pub struct Possible {
+    /// What the source shows.
+    pub flags: Flags,
+    /// How long a collection's name may be on the target.
+    pub longest_name: usize,
+}
+
+impl Possible {
+    /// Of these flags and this target.
+    pub fn new(flags: Flags, target: &Database) -> Self {
+        Self {
+            flags,
+            longest_name: LONGEST_NAMESPACE.saturating_sub(target.name().len() + 1),
+        }
     }
-    if options.get_bool("capped").unwrap_or(false) {
-        return Some("capped collections are not mirrored yet");
+}
+
+/// What we call the kind of buckets that no time-series collection shows.
+const FACELESS: &str = "faceless buckets";
+
+/// Servers make both in two steps, and somebody may take the name in between; such buckets cannot
+/// be made a time series any more, and no client reads them.
+pub const FACELESS_REASON: &str = "buckets of a time series that was never completed, as another collection took its name: \
+     nothing shows their content on the source; drop them there";
+
+fn note_faceless(listed: &mut [Listed]) {
+    let faces: HashSet<String> = listed
+        .iter()
+        .filter(|listed| listed.kind == "timeseries")
+        .map(|face| format!("{BUCKETS}{}", face.name))
+        .collect();
+    for listed in listed {
+        if listed.name.starts_with(BUCKETS) && !faces.contains(&listed.name) {
+            FACELESS.clone_into(&mut listed.kind);
+        }
     }
-    if options.contains_key("encryptedFields") {
-        return Some("collections with queryable encryption are not mirrored yet");
+}
+
+/// Why a collection of this name with these options cannot be mirrored, if so.
+pub fn unsupported(name: &str, options: &Document, possible: Possible) -> Option<&'static str> {
+    if name.len() > possible.longest_name {
+        return Some(
+            "its name is too long together with the name of the target database: servers take 255 \
+             bytes for both",
+        );
+    }
+    let entry = CatalogEntry::new([0; 16], name, options.clone(), Vec::new());
+    if entry.way() == Way::Loose && name != "system.js" && !name.starts_with(BUCKETS) {
+        return Some("system collections of this name belong to one server and are not mirrored");
+    }
+    if entry.way() != Way::Transactional && !possible.flags.internal {
+        return Some(
+            "only mirrored with the internal flags of change streams, which are not in use \
+             (see applyForm)",
+        );
     }
     None
 }
@@ -86,6 +155,7 @@ pub async fn list(db: &Database, side: Side) -> Result<Vec<Listed>> {
         })
         .collect();
     listed.sort_by(|a, b| a.name.cmp(&b.name));
+    note_faceless(&mut listed);
     Ok(listed)
 }
 
@@ -113,42 +183,99 @@ fn is_secondary(index: &Document) -> bool {
         && !index.get_bool("clustered").unwrap_or(false)
 }
 
-/// The options to create the target's collection with (`facts` mongodb 1.3).
+/// The options to create the target's collection with (`facts` mongodb 1.3). What would remove
+/// documents by itself (a TTL, a cap) is disarmed; [`armed_options`] sets it right.
 pub fn target_options(options: &Document) -> Document {
     let mut target = options.clone();
-    for internal in ["uuid", "temp", "idIndex", "autoIndexId"] {
+    for internal in [
+        "uuid",
+        "temp",
+        "idIndex",
+        "autoIndexId",
+        "expireAfterSeconds",
+    ] {
         target.remove(internal);
     }
     strip_collation_version(&mut target);
-    if target.contains_key("expireAfterSeconds") {
-        // A clustered collection's TTL; the same second clock as an index's.
-        target.insert("expireAfterSeconds", i64::from(TTL_DISARMED));
+    if target.get_bool("capped").unwrap_or(false) {
+        target.insert("size", SIZE_DISARMED);
+        target.remove("max");
+    }
+    if let Ok(series) = target.get_document_mut("timeseries") {
+        // Follows from the granularity.
+        series.remove("bucketMaxSpanSeconds");
+        // The server makes these itself.
+        target.remove("validator");
+        target.remove("clusteredIndex");
     }
     target
 }
 
-/// Whether the collection compares strings otherwise than byte by byte.
-pub fn is_collated(options: &Document) -> bool {
-    options.get_document("collation").is_ok_and(|collation| {
-        collation
-            .get_str("locale")
-            .is_ok_and(|locale| locale != "simple")
-    })
+/// The `collMod` that arms what [`target_options`] disarmed, if there is anything.
+pub fn armed_options(options: &Document) -> Option<Document> {
+    let mut armed = Document::new();
+    if options.get_bool("capped").unwrap_or(false) {
+        armed.extend(
+            options
+                .get("size")
+                .map(|size| ("cappedSize".to_owned(), size.clone())),
+        );
+        armed.extend(
+            options
+                .get("max")
+                .map(|max| ("cappedMax".to_owned(), max.clone())),
+        );
+    }
+    if let Some(after) = options.get("expireAfterSeconds") {
+        armed.insert("expireAfterSeconds", after.clone());
+    }
+    (!armed.is_empty()).then_some(armed)
 }
 
-/// An index as it is built on the target, and what is different about it there.
-pub fn target_index(index: &Document, collated: bool) -> (Document, Option<&'static str>) {
-    let mut target = index.clone();
-    let mut differs = None;
-    target.remove("ns");
-    target.remove("background");
-    if target
-        .remove("unique")
-        .is_some_and(|unique| unique == Bson::Boolean(true))
-    {
-        differs = Some("unique on the source, but not yet enforced on the target");
+/// Whether the target would remove documents by itself once it is armed.
+pub fn has_clock(entry: &CatalogEntry) -> bool {
+    let expires = |index: &Index| index.spec.contains_key("expireAfterSeconds");
+    armed_options(&entry.options).is_some() || entry.indexes.iter().any(expires)
+}
+
+/// Lays what a `collMod` was told over a collection's options; returns what of it is carried out
+/// on the target now.
+pub fn modify_options(options: &mut Document, changes: &Document) -> Document {
+    let mut now = Document::new();
+    for (name, value) in changes {
+        match (name.as_str(), value) {
+            ("index", _) => {}
+            ("cappedSize", size) => {
+                options.insert("size", size.clone());
+            }
+            ("cappedMax", max) => {
+                options.insert("max", max.clone());
+            }
+            ("expireAfterSeconds", Bson::String(_)) => {
+                options.remove("expireAfterSeconds");
+            }
+            ("expireAfterSeconds", after) => {
+                options.insert("expireAfterSeconds", after.clone());
+            }
+            ("timeseries", Bson::Document(series)) => {
+                if let Ok(there) = options.get_document_mut("timeseries") {
+                    there.extend(series.clone());
+                }
+                now.insert(name, value.clone());
+            }
+            _ => {
+                options.insert(name, value.clone());
+                now.insert(name, value.clone());
+            }
+        }
     }
-    target.remove("prepareUnique");
+    now
+}
+
+/// An index as it is on the target while mirrored: nothing expires.
+pub fn whole_index(index: &Document, collated: bool) -> Document {
+    let mut target = index.clone();
+    target.remove("ns");
     if target.contains_key("expireAfterSeconds") {
         target.insert("expireAfterSeconds", TTL_DISARMED);
     }
@@ -158,7 +285,16 @@ pub fn target_index(index: &Document, collated: bool) -> (Document, Option<&'sta
         target.insert("collation", doc! {"locale": "simple"});
     }
     strip_collation_version(&mut target);
-    (target, differs)
+    target
+}
+
+/// An index as it is built at first: duplicates may be there while documents are of different
+/// times (`facts` mongodb 6.4).
+pub fn ordinary_index(index: &Document, collated: bool) -> Document {
+    let mut target = whole_index(index, collated);
+    target.remove("unique");
+    target.remove("prepareUnique");
+    target
 }
 
 /// ICU versions differ between servers, and a stored one is refused (161).
@@ -175,6 +311,9 @@ pub struct Collection {
     pub entry: CatalogEntry,
     /// Whether it still exists on the source, as of the position.
     pub alive: bool,
+    /// Its UUID on the target, where it is known: writes outside of transactions name it, so that
+    /// a process that was replaced cannot reach what the next one has made anew.
+    pub guard: Option<Uuid>,
 }
 
 /// All collections that the mirror has met. Indexes are stable for the mirror's life.
@@ -190,7 +329,11 @@ impl Catalog {
     pub fn insert(&mut self, entry: CatalogEntry) -> CollectionIndex {
         self.unsupported.remove(&entry.uuid);
         let uuid = entry.uuid;
-        let collection = Collection { entry, alive: true };
+        let collection = Collection {
+            entry,
+            alive: true,
+            guard: None,
+        };
         if let Some(index) = self.by_uuid.get(&uuid) {
             self.collections[*index as usize] = collection;
             return *index;
@@ -213,6 +356,11 @@ impl Catalog {
         );
     }
 
+    /// Nothing is left out any more.
+    pub fn forget_left_out(&mut self) {
+        self.unsupported.clear();
+    }
+
     /// The collection with this UUID, if it takes part and is alive.
     pub fn find(&self, uuid: &Uuid) -> Option<CollectionIndex> {
         let index = *self.by_uuid.get(uuid)?;
@@ -222,6 +370,13 @@ impl Catalog {
     /// Whether the UUID is known to be left out.
     pub fn is_left_out(&self, uuid: &Uuid) -> bool {
         self.unsupported.contains_key(uuid)
+    }
+
+    /// Buckets that are left out because nothing of this name showed them.
+    pub fn faceless(&self, name: &str) -> Option<Uuid> {
+        let is_it = |told: &Unsupported| told.name == name && told.reason == FACELESS_REASON;
+        let mut all = self.unsupported.iter();
+        all.find(|(_, told)| is_it(told)).map(|(uuid, _)| *uuid)
     }
 
     /// One collection.
@@ -267,6 +422,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn buckets_belong_to_a_time_series() {
+        let of = |name: &str, kind: &str| Listed {
+            name: name.into(),
+            uuid: None,
+            kind: kind.into(),
+            options: doc! {},
+        };
+        let mut listed = [
+            of("system.buckets.a", "collection"),
+            of("system.buckets.b", "collection"),
+            of("a", "timeseries"),
+            of("b", "collection"),
+        ];
+        note_faceless(&mut listed);
+        let possible = Possible {
+            flags: Flags { internal: true },
+            longest_name: 200,
+        };
+        let reasons = listed.map(|one| one.unsupported(possible));
+        assert_eq!(reasons, [None, Some(FACELESS_REASON), None, None]);
+    }
+
+    #[test]
     fn options_lose_what_create_refuses() {
         let options = doc! {
             "uuid": 1, "temp": true, "validator": {"a": 1},
@@ -279,43 +457,76 @@ mod tests {
     }
 
     #[test]
-    fn ttl_is_disarmed() {
+    fn clocks_and_caps_are_disarmed_and_armed_again() {
+        let capped = doc! {"capped": true, "size": 4096, "max": 10};
+        let target = target_options(&capped);
+        assert_eq!(target, doc! {"capped": true, "size": SIZE_DISARMED});
+        assert_eq!(
+            armed_options(&capped),
+            Some(doc! {"cappedSize": 4096, "cappedMax": 10})
+        );
+        let clustered = doc! {"clusteredIndex": {"v": 2}, "expireAfterSeconds": 5_i64};
+        assert!(!target_options(&clustered).contains_key("expireAfterSeconds"));
+        assert_eq!(
+            armed_options(&clustered),
+            Some(doc! {"expireAfterSeconds": 5_i64})
+        );
+        assert_eq!(armed_options(&doc! {"validator": {}}), None);
         let index = doc! {"v": 2, "key": {"t": 1}, "name": "t_1", "expireAfterSeconds": 60};
-        let (target, _) = target_index(&index, false);
+        let target = whole_index(&index, false);
         assert_eq!(target.get_i32("expireAfterSeconds").ok(), Some(i32::MAX));
+    }
+
+    #[test]
+    fn time_series_options_lose_what_the_server_makes_itself() {
+        let options = doc! {
+            "validator": {}, "clusteredIndex": true, "expireAfterSeconds": 9_i64,
+            "timeseries": {"timeField": "t", "granularity": "hours", "bucketMaxSpanSeconds": 5},
+        };
+        assert_eq!(
+            target_options(&options),
+            doc! {"timeseries": {"timeField": "t", "granularity": "hours"}}
+        );
+    }
+
+    #[test]
+    fn what_the_target_withholds_is_remembered_but_not_carried_out() {
+        let mut options = doc! {"capped": true, "size": 4096};
+        let changes = doc! {"cappedSize": 8192, "validator": {"a": 1}, "expireAfterSeconds": 3};
+        assert_eq!(
+            modify_options(&mut options, &changes),
+            doc! {"validator": {"a": 1}}
+        );
+        assert_eq!(
+            options,
+            doc! {"capped": true, "size": 8192, "validator": {"a": 1}, "expireAfterSeconds": 3}
+        );
+        modify_options(&mut options, &doc! {"expireAfterSeconds": "off"});
+        assert!(!options.contains_key("expireAfterSeconds"));
     }
 
     #[test]
     fn a_simple_index_on_a_collated_collection_stays_simple() {
         let index = doc! {"v": 2, "key": {"a": 1}, "name": "a_1"};
-        let (target, _) = target_index(&index, true);
+        let target = whole_index(&index, true);
         assert_eq!(
             target.get_document("collation").unwrap(),
             &doc! {"locale": "simple"}
         );
-        assert_eq!(target_index(&index, false).0, index);
+        assert_eq!(whole_index(&index, false), index);
     }
 
     #[test]
-    fn a_unique_index_is_reported_as_different() {
+    fn a_unique_index_is_an_ordinary_one_at_first() {
         let index = doc! {"v": 2, "key": {"a": 1}, "name": "a_1", "unique": true};
-        let (target, differs) = target_index(&index, false);
-        assert!(!target.contains_key("unique"));
-        assert!(differs.is_some());
+        assert!(!ordinary_index(&index, false).contains_key("unique"));
+        assert!(whole_index(&index, false).contains_key("unique"));
     }
 
     #[test]
     fn a_dropped_collection_is_no_longer_found() {
         let mut catalog = Catalog::default();
-        let entry = CatalogEntry {
-            uuid: [1; 16],
-            name: "a".into(),
-            collated: false,
-            copied: true,
-            pending_indexes: Vec::new(),
-            index_problems: Vec::new(),
-            left_out: None,
-        };
+        let entry = CatalogEntry::new([1; 16], "a", doc! {}, Vec::new());
         let index = catalog.insert(entry);
         assert_eq!(catalog.find(&[1; 16]), Some(index));
         catalog.remove(&[1; 16]);

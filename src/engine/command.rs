@@ -9,6 +9,7 @@ use mongodb::error::Error as DriverError;
 use mongodb::{ClientSession, Database};
 
 use super::error::{Error, Result, Side};
+use super::writes::{self, Write};
 
 /// Longest wait for an ordinary command. A server under full load answers within seconds; a
 /// minute without a word means the connection is dead although TCP has not noticed.
@@ -50,56 +51,100 @@ pub struct Commands {
     pub db: Database,
 }
 
+/// The commands that [`Commands::read`] sends.
+const READS: [&str; 8] = [
+    "buildInfo",
+    "collStats",
+    "find",
+    "hello",
+    "listCollections",
+    "ping",
+    "replSetGetConfig",
+    "serverStatus",
+];
+
+// The one place that sends commands.
+#[expect(clippy::disallowed_methods)]
 impl Commands {
-    /// Runs a command on the primary.
+    /// Runs a command that changes nothing, on the primary.
     ///
     /// # Errors
     /// As [`within`], and [`Error::Write`] for the first write error or write concern error.
-    pub async fn run(&self, doing: &'static str, command: Document) -> Result<Document> {
-        let reply = within(
-            self.side,
-            doing,
-            COMMAND_LIMIT,
-            self.db.run_command(command),
-        )
-        .await?;
-        self.check(doing, reply)
-    }
-
-    /// As [`Self::run`], for commands that may take hours.
-    ///
-    /// # Errors
-    /// As [`Self::run`].
-    pub async fn run_long(&self, doing: &'static str, command: Document) -> Result<Document> {
+    pub async fn read(&self, doing: &'static str, command: Document) -> Result<Document> {
+        debug_assert!(
+            command
+                .keys()
+                .next()
+                .is_some_and(|name| READS.contains(&name.as_str())),
+            "a command that may write must be named"
+        );
         let exchange = self.db.run_command(command);
-        let reply = within(self.side, doing, LONG_COMMAND_LIMIT, exchange).await?;
-        self.check(doing, reply)
-    }
-
-    /// As [`Self::run`], inside a session's transaction.
-    ///
-    /// # Errors
-    /// As [`Self::run`].
-    pub async fn run_in(
-        &self,
-        doing: &'static str,
-        command: RawDocumentBuf,
-        session: &mut ClientSession,
-    ) -> Result<Document> {
-        let exchange = self.db.run_raw_command(command).session(session);
         let reply = within(self.side, doing, COMMAND_LIMIT, exchange).await?;
         self.check(doing, reply)
     }
 
+    /// Runs a command that may change something, on the primary.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub async fn write(&self, write: Write, command: Document) -> Result<Document> {
+        let exchange = self.db.run_command(command);
+        self.carry_out(write, COMMAND_LIMIT, exchange).await
+    }
+
+    /// As [`Self::write`], for commands that may take hours.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub async fn write_long(&self, write: Write, command: Document) -> Result<Document> {
+        let exchange = self.db.run_command(command);
+        self.carry_out(write, LONG_COMMAND_LIMIT, exchange).await
+    }
+
+    /// As [`Self::write`], with a command that is already encoded.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub async fn write_raw(&self, write: Write, command: RawDocumentBuf) -> Result<Document> {
+        let exchange = self.db.run_raw_command(command);
+        self.carry_out(write, COMMAND_LIMIT, exchange).await
+    }
+
+    /// As [`Self::write`], inside a session's transaction.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub async fn write_in(
+        &self,
+        write: Write,
+        command: RawDocumentBuf,
+        session: &mut ClientSession,
+    ) -> Result<Document> {
+        let exchange = self.db.run_raw_command(command).session(session);
+        self.carry_out(write, COMMAND_LIMIT, exchange).await
+    }
+
+    async fn carry_out(
+        &self,
+        write: Write,
+        limit: Duration,
+        exchange: impl IntoFuture<Output = Result<Document, DriverError>>,
+    ) -> Result<Document> {
+        writes::before(write);
+        let reply = within(self.side, write.doing(), limit, exchange).await;
+        writes::after(write);
+        self.check(write.doing(), reply?)
+    }
+
     /// The driver passes a reply with `writeErrors` or `writeConcernError` as a success.
     fn check(&self, doing: &'static str, reply: Document) -> Result<Document> {
-        let first = reply
+        let statement = reply
             .get_array("writeErrors")
             .ok()
             .and_then(|errors| errors.first())
-            .and_then(|error| error.as_document())
-            .or_else(|| reply.get_document("writeConcernError").ok());
-        let Some(error) = first else {
+            .and_then(|error| error.as_document());
+        let concern = || reply.get_document("writeConcernError").ok();
+        let Some(error) = statement.or_else(concern) else {
             return Ok(reply);
         };
         let code = error.get_i32("code").unwrap_or(0);
@@ -107,6 +152,7 @@ impl Commands {
             side: self.side,
             doing,
             code,
+            statement: statement.is_some(),
             name: error
                 .get_str("codeName")
                 .or_else(|_| {

@@ -1,5 +1,7 @@
 //! What one mirror is asked to do, in the engine's own words.
 
+use std::time::Duration;
+
 use super::connection::uri::ConnectionUri;
 use super::selection::Selection;
 
@@ -16,8 +18,22 @@ pub struct MirrorConfig {
     pub target: Endpoint,
     /// Which collections take part.
     pub selection: Selection,
+    /// What to do when the source's oplog no longer reaches back to the mirror's position.
+    pub on_history_lost: OnHistoryLost,
+    /// How often both sides are compared; always once after a copy.
+    pub verify_every: Option<Duration>,
     /// Bounds on what the mirror may use.
     pub limits: Limits,
+}
+
+/// What to do when the changes since the mirror's position can no longer be read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OnHistoryLost {
+    /// Compare both sides range by range, write what differs, and go on.
+    #[default]
+    Resync,
+    /// Stop, and wait for a person.
+    Stop,
 }
 
 /// One database on one deployment.
@@ -38,6 +54,8 @@ pub struct Limits {
     pub copy_lanes: usize,
     /// Bytes of data in one range of the copy.
     pub range_bytes: u64,
+    /// Bytes that a verification reads per second, of each side.
+    pub verify_bytes_per_second: u64,
     /// Whether the servers' internal deltas may be used; if not, changed documents are read again.
     pub internal_delta: bool,
 }
@@ -47,8 +65,20 @@ impl Default for Limits {
         Self {
             memory_bytes: 64 << 20,
             copy_lanes: 3,
-            range_bytes: 64 << 20,
+            range_bytes: small_ranges().unwrap_or(64 << 20),
+            verify_bytes_per_second: 64 << 20,
             internal_delta: true,
         }
     }
+}
+
+#[cfg(not(feature = "crash-points"))]
+fn small_ranges() -> Option<u64> {
+    None
+}
+
+/// Processes that shall die in the middle of a copy need a copy that is cheap to make.
+#[cfg(feature = "crash-points")]
+fn small_ranges() -> Option<u64> {
+    std::env::var("MONGOMIRROR_RANGE_BYTES").ok()?.parse().ok()
 }

@@ -39,8 +39,12 @@ pub mod code {
     pub const NAMESPACE_NOT_FOUND: i32 = 26;
     /// IndexNotFound.
     pub const INDEX_NOT_FOUND: i32 = 27;
+    /// PathNotViable: a field within something that is no document.
+    pub const PATH_NOT_VIABLE: i32 = 28;
     /// NamespaceExists.
     pub const NAMESPACE_EXISTS: i32 = 48;
+    /// InvalidNamespace.
+    pub const INVALID_NAMESPACE: i32 = 73;
     /// IndexOptionsConflict.
     pub const INDEX_OPTIONS_CONFLICT: i32 = 85;
     /// IndexKeySpecsConflict.
@@ -61,6 +65,8 @@ pub mod code {
     pub const TOO_LARGE: i32 = 10334;
     /// DuplicateKey.
     pub const DUPLICATE_KEY: i32 = 11000;
+    /// A pipeline was to change a document that holds one name twice.
+    pub const NAME_TWICE: i32 = 7_693_400;
 }
 
 /// Why the engine could not go on.
@@ -88,7 +94,12 @@ pub enum Error {
         code: i32,
         /// Its name, or as much of its message as holds no data.
         name: String,
+        /// Whether that is about a statement, rather than about what a majority has of it.
+        statement: bool,
     },
+    /// The target's documents were not as expected, again and again.
+    #[error("target: could not write a batch: its documents changed while they were repaired")]
+    Unsettled,
     /// No answer in time.
     #[error("{side}: no answer within {} s when trying to {doing}", .after.as_secs())]
     Timeout {
@@ -176,8 +187,8 @@ pub enum Error {
     /// The oplog no longer reaches back to the position.
     #[error(
         "the source's oplog no longer reaches back to {position}, the mirror's position, so the \
-         missing changes cannot be read: drop the target database and delete its document from \
-         mongomirror.checkpoints to copy again, and give the source a larger oplog"
+         missing changes cannot be read: set spec.onHistoryLost to Resync to compare both sides and \
+         write what differs, and give the source a larger oplog"
     )]
     HistoryLost {
         /// Where the mirror stood.
@@ -192,11 +203,26 @@ pub enum Error {
     SelectionChanged(String),
     /// The state database was written by a newer version.
     #[error("the checkpoint has format {0}, which this version does not know: use a newer version")]
-    Format(i32),
+    Format(i64),
+    /// The state is not as any version would have written it.
+    #[error(
+        "what the mirror remembers on the target is damaged ({0}), and nothing is guessed: put the \
+         documents in the database mongomirror back as they were, or drop the target database and \
+         its document in mongomirror.checkpoints to copy again; the target was not touched"
+    )]
+    CheckpointDamaged(String),
+    /// The target refuses more documents than are noted one by one.
+    #[error(
+        "the target refuses more than {most} documents that the source has ({0}): find out what is \
+         different there, as an index or a limit of the server; the mirror goes on by itself",
+        most = super::quarantine::MOST
+    )]
+    QuarantineFull(String),
     /// A change event that is larger than a reply may be.
     #[error(
-        "a change event of the source is larger than 16 MiB and cannot be read after {position}: \
-         see docs/limits.md"
+        "a change of the source after {position} is too large to be told by any event, as of a \
+         document with an _id of several megabytes: set spec.onHistoryLost to Resync to compare \
+         both sides and write what differs"
     )]
     EventTooLarge {
         /// Where the mirror stands.
@@ -234,6 +260,7 @@ impl Error {
             | Self::TooOld { side, .. }
             | Self::NotReplicaSet(side)
             | Self::Sharded(side) => Some(*side),
+            Self::Unsettled => Some(Side::Target),
             _ => None,
         }
     }
@@ -253,6 +280,23 @@ impl Error {
         }
     }
 
+    /// Whether the server's reply holds values that the driver cannot represent.
+    pub fn is_unreadable(&self) -> bool {
+        matches!(
+            self,
+            Self::Driver { error, .. }
+                if matches!(
+                    error.kind.as_ref(),
+                    ErrorKind::BsonDeserialization(_) | ErrorKind::Bson(_)
+                )
+        )
+    }
+
+    /// Whether the connection ended in the middle of an exchange.
+    pub fn is_cut(&self) -> bool {
+        matches!(self, Self::Driver { error, .. } if matches!(error.kind.as_ref(), ErrorKind::Io(_)))
+    }
+
     /// Whether only a person can help: nothing is gained by trying the same again soon.
     pub fn needs_human(&self) -> bool {
         match self {
@@ -266,9 +310,17 @@ impl Error {
                 )
             }
             Self::Write { code, .. } => *code == code::UNAUTHORIZED,
-            Self::Timeout { .. } | Self::Reply { .. } => false,
+            Self::Timeout { .. }
+            | Self::Reply { .. }
+            | Self::Unsettled
+            | Self::QuarantineFull(_) => false,
             _ => true,
         }
+    }
+
+    /// Whether changes of the source are missing, so that only comparing both sides can go on.
+    pub fn is_gap(&self) -> bool {
+        matches!(self, Self::HistoryLost { .. } | Self::EventTooLarge { .. })
     }
 
     /// Whether the server said that this definition can never be accepted, as opposed to not now:
@@ -279,6 +331,42 @@ impl Error {
             2, 9, 14, 59, 67, 72, 73, 85, 86, 171, 197, 16755, 40324, 40353, 40415,
         ];
         self.code().is_some_and(|code| DEFINITE.contains(&code))
+    }
+
+    /// Whether two documents would have the same unique key.
+    pub fn is_duplicate_key(&self) -> bool {
+        self.code() == Some(code::DUPLICATE_KEY)
+    }
+
+    /// Whether the target said that it cannot hold this document, whoever writes it and whenever:
+    /// a statement failed, or the command with a code that is about what a document holds.
+    pub fn is_refused_document(&self) -> bool {
+        // BadValue, FailedToParse, TypeMismatch, Overflow, InvalidBSON, PathNotViable, names and
+        // ids that cannot be, parallel arrays, too large; keys that an index cannot have follow.
+        const DEFINITE: [i32; 16] = [
+            2, 9, 14, 15, 22, 28, 52, 53, 54, 55, 56, 57, 171, 10334, 17419, 16755,
+        ];
+        match self {
+            // These two have answers of their own.
+            Self::Write {
+                code, statement, ..
+            } => *statement && ![code::DUPLICATE_KEY, code::NAME_TWICE].contains(code),
+            Self::Driver { .. } => {
+                self.code().is_some_and(|code| DEFINITE.contains(&code))
+                    && !self.has_label(mongodb::error::TRANSIENT_TRANSACTION_ERROR)
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the source said that a resume token is not one of its own.
+    pub fn is_refused_token(&self) -> bool {
+        // FailedToParse, Overflow, InvalidResumeToken, ChangeStreamFatalError, not hexadecimal; and
+        // what the server's decoder of tokens says.
+        const REFUSED: [i32; 5] = [9, 15, 260, 280, 40647];
+        const DECODER: std::ops::RangeInclusive<i32> = 50_809..=50_832;
+        self.code()
+            .is_some_and(|code| REFUSED.contains(&code) || DECODER.contains(&code))
     }
 
     /// CamelCase, for conditions and metrics; a closed set.
@@ -309,6 +397,7 @@ impl Error {
                 Side::Source => "SourceError",
                 Side::Target => "TargetError",
             },
+            Self::Unsettled => "TargetError",
             Self::NotReplicaSet(_) => "NotReplicaSet",
             Self::Sharded(_) => "ShardedNotSupported",
             Self::TooOld { .. } => "VersionTooOld",
@@ -321,7 +410,9 @@ impl Error {
             Self::HistoryLost { .. } => "HistoryLost",
             Self::SelectionChanged(_) => "SelectionChanged",
             Self::Format(_) => "CheckpointFormat",
+            Self::CheckpointDamaged(_) => "CheckpointDamaged",
             Self::EventTooLarge { .. } => "EventTooLarge",
+            Self::QuarantineFull(_) => "QuarantineFull",
         }
     }
 }

@@ -4,14 +4,15 @@
 use std::time::{Duration, SystemTime};
 
 use rand::Rng;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::config::MirrorConfig;
-use super::error::{Error, Side};
+use super::config::{MirrorConfig, OnHistoryLost};
+use super::error::{Error, Side, code};
 use super::owner::Owner;
 use super::plan::{Rival, prepare};
 use super::progress::{Phase, Problem, Progress};
+use super::request::{Refusal, Request};
 
 /// First and longest pause before another try, for what may pass by itself.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
@@ -22,30 +23,57 @@ const HUMAN: Duration = Duration::from_secs(30);
 /// A run that lasted this long was a success: the next pause is the shortest again.
 const HEALTHY: Duration = Duration::from_secs(60);
 
+/// What a mirror knows from its earlier runs in this process.
+#[derive(Default)]
+pub struct Before {
+    /// Who took it over, if anyone did.
+    pub rival: Rival,
+    /// The epoch it last had.
+    pub own_epoch: Option<i64>,
+    /// Changes of the source cannot be read: both sides have to be compared.
+    pub resync: bool,
+    /// Changes could not be laid over a document that holds one name twice.
+    pub careful: bool,
+}
+
 /// Runs the mirror until it is asked to stop. Everything that happens shows in the progress.
-pub async fn run(config: MirrorConfig, publish: watch::Sender<Progress>, stop: CancellationToken) {
+pub async fn run(
+    config: &MirrorConfig,
+    publish: &watch::Sender<Progress>,
+    requests: &mut mpsc::Receiver<Request>,
+    stop: &CancellationToken,
+) {
     let mut pause = BACKOFF.0;
-    let mut rival = Rival::default();
-    let mut own_epoch = None;
+    let mut before = Before::default();
     loop {
         let started = tokio::time::Instant::now();
-        let error = match run_once(&config, &publish, &stop, &mut rival, &mut own_epoch).await {
+        let error = match run_once(config, publish, requests, stop, &mut before).await {
             Ok(()) => break,
             Err(error) => error,
         };
         if started.elapsed() > HEALTHY {
             pause = BACKOFF.0;
         }
-        if matches!(error, Error::Fenced { .. }) && rival == Rival::None {
-            rival = Rival::Unknown;
+        let wait = match before.learn(config, &error) {
+            Again::Compare => {
+                tracing::warn!(mirror = %config.name, "{error}; comparing both sides, to write what differs");
+                publish.send_modify(|progress| {
+                    progress.totals.resyncs += 1;
+                    progress.phase = Phase::Pending;
+                    progress.consistent_at = None;
+                });
+                BACKOFF.0
+            }
+            Again::Human => HUMAN,
+            Again::Soon => pause,
+        };
+        if !before.resync {
+            report(config, publish, &error);
         }
-        report(&config, &publish, &error);
-        let wait = if error.needs_human() { HUMAN } else { pause };
         // Many mirrors of one server must not come back in step.
         let wait = wait.mul_f64(rand::rng().random_range(0.75..1.25));
-        tokio::select! {
-            () = stop.cancelled() => break,
-            () = tokio::time::sleep(wait) => {}
+        if !rest(wait, requests, stop).await {
+            break;
         }
         pause = (pause * 2).min(BACKOFF.1);
     }
@@ -57,16 +85,58 @@ pub async fn run(config: MirrorConfig, publish: watch::Sender<Progress>, stop: C
     tracing::info!(mirror = %config.name, "stopped");
 }
 
+/// How a mirror goes on after an error.
+enum Again {
+    Compare,
+    Human,
+    Soon,
+}
+
+impl Before {
+    fn learn(&mut self, config: &MirrorConfig, error: &Error) -> Again {
+        if matches!(error, Error::Fenced { .. }) && self.rival == Rival::None {
+            self.rival = Rival::Unknown;
+        }
+        self.resync = error.is_gap() && config.on_history_lost == OnHistoryLost::Resync;
+        // Documents that are read again are put whatever is there.
+        self.careful = error.code() == Some(code::NAME_TWICE) || matches!(error, Error::Unsettled);
+        if self.resync {
+            Again::Compare
+        } else if error.needs_human() {
+            Again::Human
+        } else {
+            Again::Soon
+        }
+    }
+}
+
+/// Waits for another try, and refuses what is asked for meanwhile; false when asked to stop.
+async fn rest(
+    wait: Duration,
+    requests: &mut mpsc::Receiver<Request>,
+    stop: &CancellationToken,
+) -> bool {
+    let over = tokio::time::sleep(wait);
+    tokio::pin!(over);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return false,
+            () = &mut over => return true,
+            Some(request) = requests.recv() => request.refuse(Refusal::NotMirroring),
+        }
+    }
+}
+
 async fn run_once(
     config: &MirrorConfig,
     publish: &watch::Sender<Progress>,
+    requests: &mut mpsc::Receiver<Request>,
     stop: &CancellationToken,
-    rival: &mut Rival,
-    own_epoch: &mut Option<i64>,
+    before: &mut Before,
 ) -> Result<(), Error> {
     let planned = tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        planned = prepare(config, publish, rival, own_epoch) => planned?,
+        planned = prepare(config, publish, before) => planned?,
     };
     tracing::info!(
         mirror = %config.name,
@@ -74,7 +144,9 @@ async fn run_once(
         position = %planned.position.time,
         "connected"
     );
-    Owner::new(config, planned, publish).run(stop).await
+    Owner::new(config, planned, publish, requests)
+        .run(stop)
+        .await
 }
 
 /// Makes a problem visible: once in the log, for as long as it lasts in the progress.

@@ -118,6 +118,74 @@ pub struct Position {
     pub start: StartPoint,
 }
 
+/// When something was read that was read in pieces: the first at `from`, the last at `to`.
+///
+/// Changes up to `from` are in all of it, changes behind `to` in none of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Span {
+    /// The first of the times.
+    pub from: ClusterTime,
+    /// The last of them; the same if there was but one piece.
+    pub to: ClusterTime,
+}
+
+impl From<ClusterTime> for Span {
+    fn from(time: ClusterTime) -> Self {
+        Self {
+            from: time,
+            to: time,
+        }
+    }
+}
+
+/// Some documents on the target were read later than the position.
+///
+/// A document that must be read again is read as of the position. Where the source no longer keeps
+/// that state it is read as of a later time, and is ahead then: a change up to that time would be
+/// applied to it twice. Which documents those are is not remembered, only until when: up to there
+/// every changed document is read again, whatever its event says. That is exact, because a document
+/// that is read again at a position is what the source had then, whatever it was before; and once
+/// the position has passed the time, no document can be ahead of it. A document that must be read
+/// again meanwhile, and again too late, moves the time on; that ends when the mirror is no longer
+/// so far behind that the source has forgotten its position.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Ahead {
+    until: Option<ClusterTime>,
+}
+
+impl Ahead {
+    /// As remembered, at this position.
+    pub fn new(until: Option<ClusterTime>, position: ClusterTime) -> Self {
+        Self { until }.at(position)
+    }
+
+    /// The same, or what remains of it, at a later position.
+    #[must_use]
+    pub fn at(self, position: ClusterTime) -> Self {
+        Self {
+            until: self.until.filter(|until| *until > position),
+        }
+    }
+
+    /// The same, where some documents were read at `until` (if any were).
+    #[must_use]
+    pub fn and(self, until: Option<ClusterTime>) -> Self {
+        Self {
+            until: self.until.max(until),
+        }
+    }
+
+    /// Until when; `None` if no document is ahead.
+    pub fn until(self) -> Option<ClusterTime> {
+        self.until
+    }
+
+    /// Whether documents are ahead.
+    pub fn is_any(self) -> bool {
+        self.until.is_some()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,6 +203,27 @@ mod tests {
                 increment: 5
             })
         );
+    }
+
+    #[test]
+    fn documents_are_ahead_until_the_position_has_reached_the_last_of_them() {
+        let time = |seconds| ClusterTime {
+            seconds,
+            increment: 1,
+        };
+        let none = Ahead::default();
+        assert!(!none.and(None).is_any());
+        let ahead = none.and(Some(time(9))).and(Some(time(5))).and(None);
+        assert_eq!(ahead.until(), Some(time(9)));
+        assert!(ahead.at(time(8)).is_any());
+        assert!(!ahead.at(time(9)).is_any());
+        // Read too late once more.
+        let again = ahead.at(time(8)).and(Some(time(12)));
+        assert_eq!(again.at(time(9)).until(), Some(time(12)));
+        assert_eq!(again.at(time(12)), none);
+        // A process that starts behind the time that is remembered has nothing to mind.
+        assert_eq!(Ahead::new(Some(time(3)), time(3)), none);
+        assert_eq!(Ahead::new(Some(time(4)), time(3)).until(), Some(time(4)));
     }
 
     #[test]

@@ -3,11 +3,14 @@
 //! The owner task publishes a [`Progress`] through a watch channel; status, HTTP, metrics and the
 //! terminal all read the same one.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
+use super::headroom::Headroom;
 use super::position::ClusterTime;
+use super::quarantine::Quarantined;
 
 /// Where a mirror is in its life.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
@@ -160,8 +163,69 @@ pub struct Totals {
     pub batches: u64,
     /// Documents found different or missing and repaired.
     pub repaired: u64,
+    /// Times that both sides were compared and made equal because history was lost.
+    pub resyncs: u64,
     /// Times a connection or a batch was tried again.
     pub retries: u64,
+}
+
+/// The comparison of both sides.
+#[derive(Clone, PartialEq, Debug, Default, Serialize)]
+pub struct Verification {
+    /// The one that runs now.
+    pub running: Option<VerificationRun>,
+    /// The last one that came to its end, also of earlier processes.
+    pub last: Option<VerificationResult>,
+    /// Why the last one did not come to its end, if so.
+    pub failed: Option<String>,
+}
+
+/// A comparison under way.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VerificationRun {
+    /// Since when.
+    #[serde(skip)]
+    pub started_at: SystemTime,
+    /// Documents of the source that were compared so far.
+    pub documents: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Differences so far.
+    pub differences: u64,
+}
+
+/// What a comparison of both sides came to.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VerificationResult {
+    /// When it ended.
+    #[serde(skip)]
+    pub time: SystemTime,
+    /// The cluster time of the source that the last part was compared at.
+    pub consistent_at: ClusterTime,
+    /// Collections compared.
+    pub collections: u64,
+    /// Documents of the source.
+    pub documents: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Documents, options and indexes that were not equal.
+    pub differences: u64,
+    /// Documents among them that were put right.
+    pub repaired: u64,
+    /// How long it took.
+    #[serde(skip)]
+    pub duration: Duration,
+    /// Options and indexes that were not equal, in words; the first of them.
+    pub definitions: Vec<String>,
+}
+
+impl VerificationResult {
+    /// Nothing was different, or everything that was is put right.
+    pub fn is_equal(&self) -> bool {
+        self.differences == self.repaired
+    }
 }
 
 /// A mirror as seen from outside.
@@ -188,10 +252,19 @@ pub struct Progress {
     pub measured_at: Option<SystemTime>,
     /// What is wrong, if anything.
     pub problem: Option<Problem>,
+    /// The comparison of both sides.
+    pub verification: Verification,
+    /// Documents that the target refuses, the oldest first. While there are any, the target is not
+    /// exactly the source.
+    #[serde(skip)]
+    pub quarantine: Arc<[Quarantined]>,
     /// What is not mirrored, sorted.
     pub unsupported: Vec<Unsupported>,
     /// Which update path is in use; `None` before the servers were probed.
     pub apply_form: Option<ApplyForm>,
+    /// How long the source's oplog still holds the position; `None` before the first measurement.
+    #[serde(skip)]
+    pub headroom: Option<Headroom>,
     /// Counts since the start.
     pub totals: Totals,
 }

@@ -4,18 +4,20 @@
 //! hold. Where the source no longer keeps that state (five minutes by default, `facts` mongodb
 //! 6.17), they are read as of a later time, and the caller must remember that they are ahead.
 
-use bson::RawDocumentBuf;
+use std::collections::HashMap;
+
+use bson::{RawDocumentBuf, rawdoc};
 use futures::StreamExt;
-use mongodb::Database;
+use mongodb::{ClientSession, Database};
 
 use super::bson::encode::Encoder;
 use super::bson::order::Value;
 use super::bson::scan::find;
-use super::command::within;
+use super::command::{COMMAND_LIMIT, within};
 use super::connection::probe::operation_time;
 use super::error::{Result, Side};
 use super::position::ClusterTime;
-use super::snapshot::{READ_LIMIT, ReadEnd, SnapshotFind};
+use super::snapshot::{Order, ReadEnd, SnapshotFind, next};
 use super::stream::event::Uuid;
 
 /// Keys asked for at once.
@@ -26,8 +28,20 @@ const KEYS: usize = 500;
 pub struct Fetched {
     /// In the order of the keys; `None` where there is no such document.
     pub documents: Vec<Option<Vec<u8>>>,
+    /// Documents whose `_id` is equal to a key although its bytes are not: 1.0 for the key 1, or
+    /// another spelling under a collation. The target can hold only one of both.
+    pub others: Vec<Vec<u8>>,
     /// The time they were read at: the one asked for, or a later one.
     pub as_of: ClusterTime,
+}
+
+impl Fetched {
+    /// Bytes of one document, on average.
+    pub fn average(&self) -> usize {
+        let found = self.documents.iter().flatten().chain(&self.others);
+        let bytes: usize = found.clone().map(Vec::len).sum();
+        bytes / found.count().max(1)
+    }
 }
 
 /// Reads documents by key.
@@ -43,24 +57,37 @@ pub async fn fetch(
 ) -> Result<Fetched> {
     let mut name = collection.to_owned();
     let mut as_of = at;
+    let mut gone_at = at;
     'again: loop {
         let mut documents: Vec<Option<Vec<u8>>> = Vec::with_capacity(keys.len());
+        let mut others = Vec::new();
         for chunk in keys.chunks(KEYS) {
             match read(source, &name, uuid, chunk, as_of).await {
-                Ok(found) => documents.extend(found),
+                Ok(found) => {
+                    documents.extend(found.documents);
+                    others.extend(found.others);
+                }
                 Err(ReadEnd::Renamed(now)) => {
                     name = now;
                     continue 'again;
                 }
-                Err(ReadEnd::Gone) => documents.extend(chunk.iter().map(|_| None)),
+                Err(ReadEnd::Gone) => {
+                    // Later than asked for: its drop is still on the way.
+                    gone_at = operation_time(source.client(), Side::Source).await?.max(at);
+                    documents.extend(chunk.iter().map(|_| None));
+                }
                 Err(ReadEnd::TooOld) => {
-                    as_of = operation_time(source.client()).await?.max(at);
+                    as_of = operation_time(source.client(), Side::Source).await?.max(at);
                     continue 'again;
                 }
                 Err(ReadEnd::Failed(error)) => return Err(error),
             }
         }
-        return Ok(Fetched { documents, as_of });
+        return Ok(Fetched {
+            documents,
+            others,
+            as_of: as_of.max(gone_at),
+        });
     }
 }
 
@@ -70,25 +97,26 @@ async fn read(
     uuid: Uuid,
     keys: &[&Value],
     at: ClusterTime,
-) -> Result<Vec<Option<Vec<u8>>>, ReadEnd> {
+) -> Result<Fetched, ReadEnd> {
     let filter = filter(keys);
     let find_keys = SnapshotFind {
         collection,
-        uuid,
-        at,
+        uuid: Some(uuid),
+        at: Some(at),
         filter: &filter,
-        by_id: false,
+        order: Order::Any,
         batch_size: 101,
     };
-    let mut cursor = find_keys.run(source).await?;
+    let mut cursor = find_keys.run(Side::Source, source).await?;
     let mut documents = vec![None; keys.len()];
+    let mut others = Vec::new();
     loop {
-        let next = async { cursor.next().await.transpose() };
-        let batch = within(Side::Source, "read documents", READ_LIMIT, next)
-            .await
-            .map_err(ReadEnd::of)?;
-        let Some(batch) = batch else {
-            return Ok(documents);
+        let Some(batch) = next(Side::Source, &mut cursor).await? else {
+            return Ok(Fetched {
+                documents,
+                others,
+                as_of: at,
+            });
         };
         let Ok(found) = batch.doc_slices() else {
             continue;
@@ -104,11 +132,56 @@ async fn read(
             let key = keys
                 .iter()
                 .position(|key| key.kind == id.kind && key.bytes == id.value);
-            if let Some(key) = key {
-                documents[key] = Some(document.as_bytes().to_vec());
+            let document = document.as_bytes().to_vec();
+            match key {
+                Some(key) => documents[key] = Some(document),
+                None => others.push(document),
             }
         }
     }
+}
+
+/// What the target holds of these keys now, within the session's transaction.
+///
+/// # Errors
+/// What the exchange met.
+pub async fn there(
+    target: &Database,
+    collection: &str,
+    keys: &[&Value],
+    session: &mut ClientSession,
+) -> Result<HashMap<Value, Vec<u8>>> {
+    let mut found = HashMap::new();
+    for chunk in keys.chunks(KEYS) {
+        let doing = "read documents to compare";
+        let command = rawdoc! {"find": collection, "filter": filter(chunk)};
+        let exchange = async {
+            let read = target.run_raw_cursor_command(command);
+            let mut cursor = read.session(&mut *session).batch().await?;
+            let mut stream = cursor.stream(session);
+            let mut batches = Vec::new();
+            while let Some(batch) = stream.next().await.transpose()? {
+                batches.push(batch);
+            }
+            Ok(batches)
+        };
+        for batch in within(Side::Target, doing, COMMAND_LIMIT, exchange).await? {
+            for document in batch
+                .doc_slices()
+                .ok()
+                .into_iter()
+                .flat_map(|all| all.into_iter().flatten())
+            {
+                let Some(document) = document.as_document() else {
+                    continue;
+                };
+                if let Some(id) = find(document.as_bytes(), b"_id") {
+                    found.insert(Value::of(id), document.as_bytes().to_vec());
+                }
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// `{_id: {$in: […]}}`.

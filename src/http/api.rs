@@ -11,8 +11,13 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::Shared;
+use crate::engine::headroom::{Headroom, Trend};
 use crate::engine::position::ClusterTime;
-use crate::engine::progress::{ApplyForm, InitialSync, Link, Phase, Problem, Totals, Unsupported};
+use crate::engine::progress::{
+    ApplyForm, InitialSync, Link, Phase, Problem, Totals, Unsupported, VerificationResult,
+    VerificationRun,
+};
+use crate::engine::quarantine::Quarantined;
 use crate::runner::registry::{MirrorKey, Snapshot};
 use crate::runner::words;
 
@@ -46,9 +51,59 @@ struct Mirror<'a> {
     source: &'a Link,
     target: &'a Link,
     initial_sync: Option<InitialCopy<'a>>,
+    verification: Verified<'a>,
     unsupported: &'a [Unsupported],
+    quarantined_documents: usize,
     apply_form: Option<ApplyForm>,
+    oplog_headroom: Option<OplogHeadroom<'a>>,
     totals: &'a Totals,
+}
+
+/// How long the source's oplog still holds the position.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct OplogHeadroom<'a> {
+    /// `unknown` if it cannot be told.
+    time: String,
+    seconds: Option<u64>,
+    bytes: Option<u64>,
+    /// How long a time it holds when it is full.
+    window_seconds: Option<u64>,
+    low: Option<bool>,
+    trend: Option<String>,
+    shrinking_seconds_per_hour: Option<u64>,
+    lost_in_seconds: Option<u64>,
+    /// Why it is unknown.
+    message: Option<&'a str>,
+    measured_at: Option<String>,
+}
+
+impl<'a> From<&'a Headroom> for OplogHeadroom<'a> {
+    fn from(headroom: &'a Headroom) -> Self {
+        let (left, trend, at, message) = match headroom {
+            Headroom::Measured { left, trend, at } => (Some(left), Some(*trend), Some(*at), None),
+            Headroom::Unknown { why } => (None, None, None, Some(why.as_str())),
+        };
+        let (shrinking, lost_in) = match trend {
+            Some(Trend::Shrinking {
+                seconds_per_hour,
+                lost_in,
+            }) => (Some(seconds_per_hour), Some(lost_in.as_secs())),
+            _ => (None, None),
+        };
+        Self {
+            time: left.map_or_else(|| "unknown".to_owned(), |left| words::duration(left.time)),
+            seconds: left.map(|left| left.time.as_secs()),
+            bytes: left.map(|left| left.bytes),
+            window_seconds: left.map(|left| left.window.as_secs()),
+            low: left.map(|left| left.is_low()),
+            trend: trend.map(words::trend),
+            shrinking_seconds_per_hour: shrinking,
+            lost_in_seconds: lost_in,
+            message,
+            measured_at: at.map(words::rfc3339),
+        }
+    }
 }
 
 /// The initial copy, with what the engine leaves to its readers.
@@ -60,6 +115,34 @@ struct InitialCopy<'a> {
     percent: u8,
     started_at: Option<String>,
     completed_at: Option<String>,
+}
+
+/// The comparison of both sides.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Verified<'a> {
+    running: Option<VerificationRun>,
+    last: Option<VerifiedLast<'a>>,
+    failed: Option<&'a str>,
+}
+
+/// A comparison that came to its end, with what the engine leaves to its readers.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VerifiedLast<'a> {
+    #[serde(flatten)]
+    counts: &'a VerificationResult,
+    time: String,
+    duration_milliseconds: u64,
+}
+
+/// A comparison as documented.
+pub fn verification_result(result: &VerificationResult) -> VerifiedLast<'_> {
+    VerifiedLast {
+        counts: result,
+        time: words::rfc3339(result.time),
+        duration_milliseconds: u64::try_from(result.duration.as_millis()).unwrap_or(u64::MAX),
+    }
 }
 
 impl<'a> From<&'a Snapshot> for Mirror<'a> {
@@ -89,8 +172,15 @@ impl<'a> From<&'a Snapshot> for Mirror<'a> {
                 started_at: time(sync.started_at),
                 completed_at: time(sync.completed_at),
             }),
+            verification: Verified {
+                running: progress.verification.running,
+                last: progress.verification.last.as_ref().map(verification_result),
+                failed: progress.verification.failed.as_deref(),
+            },
             unsupported: &progress.unsupported,
+            quarantined_documents: progress.quarantine.len(),
             apply_form: progress.apply_form,
+            oplog_headroom: progress.headroom.as_ref().map(OplogHeadroom::from),
             totals: &progress.totals,
         }
     }
@@ -111,11 +201,52 @@ pub async fn one(
     let key = MirrorKey::new(namespace, name);
     match shared.registry.snapshot(&key) {
         Some(snapshot) => Json(Mirror::from(&snapshot)).into_response(),
-        None => error(
-            StatusCode::NOT_FOUND,
-            &format!("there is no mirror {key} here; GET /api/v1/mirrors lists all"),
-        ),
+        None => not_found(&key),
     }
+}
+
+/// The documents that a target refuses.
+#[derive(Serialize)]
+struct Quarantine<'a> {
+    documents: Vec<QuarantinedDocument<'a>>,
+}
+
+/// One of them, with what the engine leaves to its readers.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct QuarantinedDocument<'a> {
+    #[serde(flatten)]
+    document: &'a Quarantined,
+    first_refused: String,
+    last_refused: String,
+}
+
+/// `GET /api/v1/mirrors/{namespace}/{name}/quarantine`
+pub async fn quarantine(
+    State(shared): State<Arc<Shared>>,
+    Path((namespace, name)): Path<(String, String)>,
+) -> Response {
+    let key = MirrorKey::new(namespace, name);
+    let Some(snapshot) = shared.registry.snapshot(&key) else {
+        return not_found(&key);
+    };
+    let documents = snapshot.progress.quarantine.iter();
+    let documents = documents
+        .map(|document| QuarantinedDocument {
+            document,
+            first_refused: words::rfc3339(document.first),
+            last_refused: words::rfc3339(document.last),
+        })
+        .collect();
+    Json(Quarantine { documents }).into_response()
+}
+
+/// No such mirror.
+pub fn not_found(key: &MirrorKey) -> Response {
+    error(
+        StatusCode::NOT_FOUND,
+        &format!("there is no mirror {key} here; GET /api/v1/mirrors lists all"),
+    )
 }
 
 /// An error as JSON.
@@ -130,6 +261,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::engine::headroom::Left;
     use crate::runner::registry::tests::{listing, mirroring};
 
     #[test]
@@ -146,6 +278,15 @@ mod tests {
             started_at: Some(now),
             completed_at: Some(now),
             ..InitialSync::default()
+        });
+        progress.headroom = Some(Headroom::Measured {
+            left: Left {
+                time: Duration::from_secs(7205),
+                bytes: 1 << 20,
+                window: Duration::from_secs(90_000),
+            },
+            trend: Trend::Steady,
+            at: now,
         });
         let snapshot = Snapshot::new(MirrorKey::new("shop", "orders"), listing(progress), now);
         let json = serde_json::to_value(Mirror::from(&snapshot)).unwrap();
@@ -165,6 +306,12 @@ mod tests {
             ("/initialSync/percent", 100.into()),
             ("/initialSync/completedAt", "2026-09-21T14:13:20Z".into()),
             ("/totals/eventsApplied", 0.into()),
+            ("/oplogHeadroom/time", "2h0m".into()),
+            ("/oplogHeadroom/seconds", 7205.into()),
+            ("/oplogHeadroom/bytes", (1 << 20).into()),
+            ("/oplogHeadroom/low", false.into()),
+            ("/oplogHeadroom/trend", "steady".into()),
+            ("/oplogHeadroom/measuredAt", "2026-09-21T14:13:20Z".into()),
         ] {
             assert_eq!(json.pointer(field), Some(&value), "{field}");
         }

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::fs;
+use std::time::UNIX_EPOCH;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
@@ -15,7 +16,8 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry as Metrics, Unit};
 
-use crate::engine::progress::{InitialSync, Link, Phase, Totals};
+use crate::engine::headroom::Headroom;
+use crate::engine::progress::{InitialSync, Link, Phase, Totals, VerificationResult};
 use crate::runner::registry::{Registry, Snapshot};
 
 /// The metrics of this process and its mirrors.
@@ -127,6 +129,27 @@ fn state(out: &mut Out<'_>) -> fmt::Result {
             optional(consistent_at.map(|time| f64::from(time.seconds)))
         },
     )?;
+    let headroom = |mirror: &Snapshot| mirror.progress.headroom.as_ref().and_then(Headroom::left);
+    out.gauges(
+        "oplog_headroom",
+        "How long the source's oplog still holds the mirror's position. Absent while unknown.",
+        Some(Unit::Seconds),
+        |mirror| optional(headroom(mirror).map(|left| left.time.as_secs_f64())),
+    )?;
+    out.gauges(
+        "oplog_headroom",
+        "How much the source may write until its oplog drops the mirror's position. Absent while \
+         unknown.",
+        Some(Unit::Bytes),
+        |mirror| optional(headroom(mirror).map(|left| number(left.bytes))),
+    )?;
+    out.gauges(
+        "quarantined_documents",
+        "Documents that the target refuses although the source has them.",
+        None,
+        |mirror| plain(number(mirror.progress.quarantine.len() as u64)),
+    )?;
+    verification(out)?;
     out.gauges(
         "problem",
         "What keeps the mirror from its work, by reason. Absent if nothing does.",
@@ -139,6 +162,49 @@ fn state(out: &mut Out<'_>) -> fmt::Result {
                 .collect()
         },
     )
+}
+
+fn verification(out: &mut Out<'_>) -> fmt::Result {
+    let last = |mirror: &Snapshot| mirror.progress.verification.last.clone();
+    out.gauges(
+        "verification_ended",
+        "When the last comparison of both sides ended, since the epoch. Absent before the first.",
+        Some(Unit::Seconds),
+        |mirror| {
+            let since = |result: VerificationResult| result.time.duration_since(UNIX_EPOCH).ok();
+            optional(last(mirror).and_then(since).map(|time| time.as_secs_f64()))
+        },
+    )?;
+    out.gauges(
+        "verification",
+        "How long the last comparison of both sides took.",
+        Some(Unit::Seconds),
+        |mirror| optional(last(mirror).map(|result| result.duration.as_secs_f64())),
+    )?;
+    type Read = fn(&VerificationResult) -> u64;
+    let figures: [(&str, &str, Read); 3] = [
+        (
+            "verification_documents",
+            "Documents of the source that the last comparison read.",
+            |result| result.documents,
+        ),
+        (
+            "verification_differences",
+            "Documents, options and indexes that it found different.",
+            |result| result.differences,
+        ),
+        (
+            "verification_repaired",
+            "How many of these differences were put right.",
+            |result| result.repaired,
+        ),
+    ];
+    for (name, help, read) in figures {
+        out.gauges(name, help, None, |mirror| {
+            optional(last(mirror).map(|result| number(read(&result))))
+        })?;
+    }
+    Ok(())
 }
 
 fn initial_sync(out: &mut Out<'_>) -> fmt::Result {
@@ -219,7 +285,7 @@ fn totals(out: &mut Out<'_>) -> fmt::Result {
                 .collect()
         },
     )?;
-    let figures: [(&str, &str, Read); 5] = [
+    let figures: [(&str, &str, Read); 6] = [
         (
             "events_read",
             "Change events read from the source.",
@@ -239,6 +305,11 @@ fn totals(out: &mut Out<'_>) -> fmt::Result {
             "repaired_documents",
             "Documents found different or missing and repaired.",
             |totals| totals.repaired,
+        ),
+        (
+            "resyncs",
+            "Times that both sides were compared and made equal because history was lost.",
+            |totals| totals.resyncs,
         ),
         (
             "retries",

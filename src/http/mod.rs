@@ -1,7 +1,8 @@
-//! The status API, health and metrics, over HTTP. Read only.
+//! The status API, what users ask of mirrors, health and metrics, over HTTP.
 
 mod api;
 mod metrics;
+mod requests;
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,7 +12,7 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -97,6 +98,18 @@ fn router(registry: Registry, ready: watch::Receiver<bool>) -> Router {
     Router::new()
         .route("/api/v1/mirrors", get(api::list))
         .route("/api/v1/mirrors/{namespace}/{name}", get(api::one))
+        .route(
+            "/api/v1/mirrors/{namespace}/{name}/sync",
+            post(requests::sync),
+        )
+        .route(
+            "/api/v1/mirrors/{namespace}/{name}/verify",
+            post(requests::verify),
+        )
+        .route(
+            "/api/v1/mirrors/{namespace}/{name}/quarantine",
+            get(api::quarantine),
+        )
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics_text))
@@ -138,8 +151,24 @@ mod tests {
     use crate::runner::registry::tests::listing;
 
     async fn get(address: SocketAddr, path: &str) -> String {
+        exchange(
+            address,
+            format!("GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"),
+        )
+        .await
+    }
+
+    async fn post(address: SocketAddr, path: &str, body: &str) -> String {
+        let request = format!(
+            "POST /api/v1/mirrors/shop/{path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        exchange(address, request).await
+    }
+
+    async fn exchange(address: SocketAddr, request: String) -> String {
         let mut stream = TcpStream::connect(address).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut response = String::new();
         stream.read_to_string(&mut response).await.unwrap();
@@ -176,8 +205,33 @@ mod tests {
             ),
             ("/api/v1/mirrors/shop/other", 404, r#"{"error":"#),
             ("/nowhere", 404, r#"{"error":"#),
+            ("/api/v1/mirrors/shop/orders/verify", 405, ""),
         ] {
             let response = get(address, path).await;
+            assert!(
+                response.starts_with(&format!("HTTP/1.1 {status}")),
+                "{response}"
+            );
+            assert!(response.contains(part), "{response}");
+        }
+        for (path, body, status, part) in [
+            ("orders/verify", "", 409, "when the phase is Mirroring"),
+            ("other/verify", "", 404, "there is no mirror"),
+            (
+                "orders/sync",
+                r#"{"collection": "c", "filter": {}}"#,
+                409,
+                "Mirroring",
+            ),
+            (
+                "orders/sync",
+                r#"{"collection": "c"}"#,
+                400,
+                "missing field",
+            ),
+            ("orders/sync", "nonsense", 400, "send JSON"),
+        ] {
+            let response = post(address, path, body).await;
             assert!(
                 response.starts_with(&format!("HTTP/1.1 {status}")),
                 "{response}"

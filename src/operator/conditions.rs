@@ -8,9 +8,10 @@ use std::time::SystemTime;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use crate::engine::headroom::Headroom;
 use crate::engine::progress::{Link, Phase};
 use crate::resource::status::{Condition, ConditionStatus, condition};
-use crate::runner::registry::Snapshot;
+use crate::runner::registry::{Snapshot, refused};
 use crate::runner::words;
 
 /// The longest message that is written into status.
@@ -51,8 +52,10 @@ pub fn conditions(
         replicating(snapshot),
         reconciling(snapshot),
         stalled(snapshot),
+        degraded(snapshot),
     ]
     .into_iter()
+    .chain(oplog_headroom(snapshot))
     .map(|seen| {
         let since = previous
             .iter()
@@ -223,6 +226,66 @@ fn stalled(snapshot: &Snapshot) -> Observation {
         reason,
         message,
     }
+}
+
+/// Whether the target is not wholly what the source is, although the mirror goes on.
+fn degraded(snapshot: &Snapshot) -> Observation {
+    let progress = &snapshot.progress;
+    let (status, reason, message) = if !progress.quarantine.is_empty() {
+        let message = refused(&progress.quarantine);
+        (ConditionStatus::True, "DocumentsRefused", message)
+    } else if let Some(last) = progress.verification.last.as_ref()
+        && !last.is_equal()
+    {
+        let message = format!(
+            "The last verification found {} differences and put {} of them right. {}",
+            last.differences,
+            last.repaired,
+            last.definitions.join("; ")
+        );
+        (ConditionStatus::True, "DifferencesFound", message)
+    } else if let Some(why) = &progress.verification.failed {
+        let message = format!("The last verification did not come to its end: {why}");
+        (ConditionStatus::True, "VerificationFailed", message)
+    } else {
+        (
+            ConditionStatus::False,
+            "AsExpected",
+            "Nothing is known to be different.".to_owned(),
+        )
+    };
+    Observation {
+        type_: condition::DEGRADED,
+        status,
+        reason,
+        message,
+    }
+}
+
+/// Whether the source's oplog soon drops what is missing; nothing before it was looked at.
+fn oplog_headroom(snapshot: &Snapshot) -> Option<Observation> {
+    let (status, reason, message) = match snapshot.progress.headroom.as_ref()? {
+        Headroom::Unknown { why } => (ConditionStatus::Unknown, "NotMeasured", why.clone()),
+        Headroom::Measured { left, .. } => {
+            let (status, reason) = if left.is_low() {
+                (ConditionStatus::True, "Low")
+            } else {
+                (ConditionStatus::False, "Sufficient")
+            };
+            let share = format!(
+                " It reaches back {} when it is full.",
+                words::rough(left.window)
+            );
+            let message = snapshot.headroom().unwrap_or_default() + &share;
+            (status, reason, message)
+        }
+    };
+    Some(Observation {
+        type_: condition::OPLOG_HEADROOM_LOW,
+        status,
+        reason,
+        message,
+    })
 }
 
 /// The phase as a reason.

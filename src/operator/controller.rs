@@ -25,8 +25,10 @@ use super::backoff::Backoff;
 use super::publish::Publisher;
 use super::report;
 use super::secrets::{self, SecretError, SecretReader, SecretVersions};
+use crate::engine::config::MirrorConfig;
 use crate::engine::progress::Problem;
 use crate::resource::{MongoMirror, MongoMirrorSpec, MongoMirrorStatus};
+use crate::runner;
 use crate::runner::decide::Desired;
 use crate::runner::registry::{MirrorKey, Registry};
 use crate::runner::slot::{Names, Slot};
@@ -61,6 +63,8 @@ pub struct Keeper {
     slot: Slot,
     secrets: SecretReader,
     resource: Option<Identity>,
+    /// What it asked for last.
+    spec: Option<Box<MongoMirrorSpec>>,
     publisher: Option<Publisher>,
     backoff: Backoff,
 }
@@ -107,6 +111,7 @@ impl Keeper {
             secrets,
             context,
             resource: None,
+            spec: None,
             publisher: None,
             backoff: Backoff::default(),
         }
@@ -119,7 +124,13 @@ impl Keeper {
         loop {
             if reconcile_at <= Instant::now() {
                 let wait = match self.reconcile().await {
-                    Ok(Found::Gone) => return self.slot.close().await,
+                    Ok(Found::Gone) => {
+                        tokio::select! {
+                            () = stop.cancelled() => {}
+                            () = self.end() => {}
+                        }
+                        return;
+                    }
                     Ok(Found::Resource) => {
                         self.backoff.succeeded();
                         RESYNC.mul_f64(rand::random_range(0.75..=1.25))
@@ -149,6 +160,9 @@ impl Keeper {
     /// Looks at everything and brings the mirror in line.
     async fn reconcile(&mut self) -> Result<Found, SecretError> {
         let dereferenced = self.dereference().await?;
+        if let Dereferenced::Found { spec, .. } = &dereferenced {
+            self.spec = Some(spec.clone());
+        }
         let Some(validated) = validated(self.slot.key(), dereferenced) else {
             return Ok(Found::Gone);
         };
@@ -232,6 +246,31 @@ impl Keeper {
         due.map_or(look_again, |due| due.min(look_again))
     }
 
+    /// The resource is gone: ends the mirror for good. Nobody waits for it, and it takes a bounded
+    /// time; the same resource applied again is looked at when it is over.
+    async fn end(mut self) {
+        let config = match self.slot.config() {
+            Some(config) => Some(config.clone()),
+            None => self.config_of_paused().await,
+        };
+        self.slot.close().await;
+        if let Some(config) = config {
+            runner::finish(config).await;
+        }
+    }
+
+    /// A mirror that was switched off as long as this operator has known it was never started, but
+    /// it may have run before.
+    async fn config_of_paused(&mut self) -> Option<MirrorConfig> {
+        let mut spec = self.spec.take()?;
+        spec.enabled = true;
+        let secrets = self.secrets.read(secrets::names(&spec)).await.ok()?;
+        match desired(self.slot.key(), &spec, Ok(secrets)) {
+            Desired::Running { config, .. } => Some(*config),
+            _ => None,
+        }
+    }
+
     /// The operator ends: stops the mirror and says so, so that no status looks alive that is not.
     async fn retire(mut self) {
         if self.slot.progress().is_some() {
@@ -256,7 +295,7 @@ impl Keeper {
     /// # Cancel-Safety
     /// Cancellation-safe: the keeper looks at the progress after every wait, whatever ended it.
     async fn next_progress(&self) {
-        let changed = match self.slot.progress() {
+        let changed = match self.slot.changes() {
             Some(mut progress) => progress.changed().await.is_ok(),
             None => false,
         };

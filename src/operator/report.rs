@@ -5,16 +5,20 @@ use std::time::SystemTime;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::conditions::{conditions, truncated};
-use crate::engine::progress::{self, InitialSync};
+use crate::engine::headroom::Headroom;
+use crate::engine::progress::{self, InitialSync, VerificationResult};
 use crate::resource::status::{
-    ApplyForm, ConditionStatus, InitialSyncStatus, MongoMirrorStatus, Phase, UnsupportedStatus,
-    condition,
+    ApplyForm, ConditionStatus, InitialSyncStatus, MongoMirrorStatus, OplogHeadroomStatus, Phase,
+    UNKNOWN_LAG, UnsupportedStatus, VerificationStatus, condition,
 };
 use crate::runner::registry::Snapshot;
 use crate::runner::words;
 
 /// As many unsupported things are listed one by one.
 const UNSUPPORTED_LISTED: usize = 50;
+
+/// After so many seconds a measurement that says what an earlier one said is shown as a new one.
+const MEASURED_AGAIN: i64 = 300;
 
 /// The status to be written.
 ///
@@ -74,8 +78,19 @@ pub fn status(
         consistent_at,
         message: truncated(snapshot.message()),
         initial_sync,
+        verification: match &progress.verification.last {
+            Some(result) => Some(verification(result)),
+            None => past.verification.clone(),
+        },
         unsupported,
+        quarantined_documents: match phase {
+            Phase::Pending | Phase::Paused | Phase::Failed if progress.quarantine.is_empty() => {
+                past.quarantined_documents
+            }
+            _ => i64::try_from(progress.quarantine.len()).unwrap_or(i64::MAX),
+        },
         apply_form: progress.apply_form.map(apply_form).or(past.apply_form),
+        oplog_headroom: oplog_headroom(progress.headroom.as_ref(), past.oplog_headroom.as_ref()),
         conditions: conditions(
             snapshot,
             initial_sync_completed,
@@ -84,6 +99,49 @@ pub fn status(
             now,
         ),
     }
+}
+
+/// Rounded, and with the time of an earlier measurement that said the same: it is measured every
+/// few seconds, but a status that says nothing new is not to be written.
+fn oplog_headroom(
+    headroom: Option<&Headroom>,
+    past: Option<&OplogHeadroomStatus>,
+) -> Option<OplogHeadroomStatus> {
+    let (status, at) = match headroom? {
+        Headroom::Measured { left, trend, at } => {
+            let status = OplogHeadroomStatus {
+                time: words::rough(left.time),
+                bytes: Some(signed(words::rough_count(left.bytes))),
+                trend: Some(words::trend(*trend)),
+                ..OplogHeadroomStatus::default()
+            };
+            (status, Some(words::timestamp(*at)))
+        }
+        Headroom::Unknown { why } => {
+            let status = OplogHeadroomStatus {
+                time: UNKNOWN_LAG.to_owned(),
+                message: Some(truncated(why.clone())),
+                ..OplogHeadroomStatus::default()
+            };
+            (status, None)
+        }
+    };
+    let earlier = past
+        .filter(|past| {
+            let same = OplogHeadroomStatus {
+                measured_at: None,
+                ..(*past).clone()
+            };
+            same == status
+        })
+        .and_then(|past| past.measured_at.clone());
+    let is_recent = |earlier: &Time| {
+        at.is_some_and(|at| at.as_second() - earlier.0.as_second() < MEASURED_AGAIN)
+    };
+    Some(OplogHeadroomStatus {
+        measured_at: earlier.filter(is_recent).or(at.map(Time)),
+        ..status
+    })
 }
 
 fn phase(phase: progress::Phase) -> Phase {
@@ -120,6 +178,20 @@ fn initial_sync(sync: &InitialSync) -> InitialSyncStatus {
     }
 }
 
+fn verification(result: &VerificationResult) -> VerificationStatus {
+    let time = |time: SystemTime| Time(words::timestamp(time));
+    VerificationStatus {
+        time: time(result.time),
+        consistent_at: time(result.consistent_at.as_system_time()),
+        collections: signed(result.collections),
+        documents: signed(result.documents),
+        bytes: signed(result.bytes),
+        differences: signed(result.differences),
+        repaired: signed(result.repaired),
+        duration: words::duration(result.duration),
+    }
+}
+
 fn unsupported(all: &[progress::Unsupported]) -> Vec<UnsupportedStatus> {
     let mut listed: Vec<_> = all
         .iter()
@@ -145,9 +217,12 @@ fn signed(count: u64) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use crate::engine::bson::order::Value;
+    use crate::engine::quarantine::{Quarantine, Refused};
     use std::time::Duration;
 
     use super::*;
+    use crate::engine::headroom::{Left, Trend};
     use crate::engine::position::ClusterTime;
     use crate::engine::progress::{Problem, Progress, Unsupported};
     use crate::resource::status::Condition;
@@ -211,7 +286,8 @@ mod tests {
             summary(&status),
             "Ready=True/Mirroring SourceConnected=True/Connected TargetConnected=True/Connected \
              InitialSyncCompleted=True/Completed Replicating=True/Streaming \
-             Reconciling=False/Mirroring Stalled=False/NoActionNeeded"
+             Reconciling=False/Mirroring Stalled=False/NoActionNeeded \
+             Degraded=False/AsExpected"
         );
         assert_eq!(status.phase, Phase::Mirroring);
         assert_eq!(status.observed_generation, 3);
@@ -260,7 +336,8 @@ mod tests {
             summary(&status),
             "Ready=False/Copying SourceConnected=True/Connected TargetConnected=True/Connected \
              InitialSyncCompleted=False/Copying Replicating=False/Copying \
-             Reconciling=True/Copying Stalled=False/NoActionNeeded"
+             Reconciling=True/Copying Stalled=False/NoActionNeeded \
+             Degraded=False/AsExpected"
         );
         assert_eq!(
             status.message,
@@ -280,7 +357,8 @@ mod tests {
             "Ready=True/Suspended SourceConnected=False/Suspended \
              TargetConnected=False/Suspended InitialSyncCompleted=True/Completed \
              Replicating=False/Suspended Reconciling=False/Suspended \
-             Stalled=False/NoActionNeeded"
+             Stalled=False/NoActionNeeded \
+             Degraded=False/AsExpected"
         );
         assert_eq!(status.enabled, Some(false));
         assert_eq!(status.phase, Phase::Paused);
@@ -331,7 +409,8 @@ mod tests {
             "Ready=False/TargetForbidden SourceConnected=Unknown/NotTried \
              TargetConnected=Unknown/NotTried InitialSyncCompleted=False/NotCompleted \
              Replicating=False/Failed Reconciling=False/TargetForbidden \
-             Stalled=True/TargetForbidden"
+             Stalled=True/TargetForbidden \
+             Degraded=False/AsExpected"
         );
         assert_eq!(stalled.message, "it is so");
         assert_eq!(condition(&stalled, condition::READY).message, "it is so");
@@ -341,7 +420,8 @@ mod tests {
             summary(&waiting),
             "Ready=False/SecretNotFound SourceConnected=Unknown/NotTried \
              TargetConnected=Unknown/NotTried InitialSyncCompleted=False/NotCompleted \
-             Replicating=False/Pending Reconciling=True/Retrying Stalled=False/NoActionNeeded"
+             Replicating=False/Pending Reconciling=True/Retrying Stalled=False/NoActionNeeded \
+             Degraded=False/AsExpected"
         );
     }
 
@@ -356,7 +436,8 @@ mod tests {
             "Ready=False/SourceUnreachable SourceConnected=False/Disconnected \
              TargetConnected=True/Connected InitialSyncCompleted=True/Completed \
              Replicating=False/SourceUnreachable Reconciling=True/Retrying \
-             Stalled=False/NoActionNeeded"
+             Stalled=False/NoActionNeeded \
+             Degraded=False/AsExpected"
         );
     }
 
@@ -397,6 +478,100 @@ mod tests {
         }
         for type_ in [condition::READY, condition::TARGET_CONNECTED] {
             assert_ne!(since(&first, type_), since(&second, type_), "{type_}");
+        }
+    }
+
+    fn headroom(seconds: u64, bytes: u64, window: u64, at: SystemTime) -> Headroom {
+        Headroom::Measured {
+            left: Left {
+                time: Duration::from_secs(seconds),
+                bytes,
+                window: Duration::from_secs(window),
+            },
+            trend: Trend::Steady,
+            at,
+        }
+    }
+
+    #[test]
+    fn headroom_that_moves_a_little_is_no_new_status() {
+        let mut progress = consistent();
+        progress.headroom = Some(headroom(7599, 123_456_789, 90_000, now()));
+        let first = status_of(progress.clone(), &MongoMirrorStatus::default());
+        let shown = first.oplog_headroom.clone().unwrap();
+        assert_eq!(
+            (shown.time.as_str(), shown.bytes, shown.trend.as_deref()),
+            ("2h5m", Some(123_000_000), Some("steady"))
+        );
+        let later = now() + Duration::from_secs(10);
+        progress.headroom = Some(headroom(7589, 123_400_000, 90_000, later));
+        assert_eq!(status_of(progress.clone(), &first), first);
+        let much_later = now() + Duration::from_secs(400);
+        progress.headroom = Some(headroom(7580, 123_400_000, 90_000, much_later));
+        assert_ne!(status_of(progress, &first), first);
+    }
+
+    #[test]
+    fn little_headroom_is_a_condition_also_while_paused() {
+        let mut progress = at_rest(consistent(), progress::Phase::Paused);
+        let before = status_of(progress.clone(), &MongoMirrorStatus::default());
+        assert_eq!(before.condition(condition::OPLOG_HEADROOM_LOW), None);
+        for (seconds, expected, reason) in [
+            (50_000, ConditionStatus::False, "Sufficient"),
+            (600, ConditionStatus::True, "Low"),
+        ] {
+            progress.headroom = Some(headroom(seconds, 9, 90_000, now()));
+            let status = status_of(progress.clone(), &before);
+            let low = condition(&status, condition::OPLOG_HEADROOM_LOW);
+            assert_eq!((low.status, low.reason.as_str()), (expected, reason));
+            assert!(status.message.contains("oplog"), "{}", status.message);
+            assert_eq!(
+                condition(&status, condition::READY).status,
+                ConditionStatus::True
+            );
+        }
+        progress.headroom = Some(Headroom::Unknown {
+            why: "grant clusterMonitor".into(),
+        });
+        let status = status_of(progress, &before);
+        let low = condition(&status, condition::OPLOG_HEADROOM_LOW);
+        assert_eq!(low.status, ConditionStatus::Unknown);
+        assert!(low.message.contains("clusterMonitor"));
+        assert_eq!(status.oplog_headroom.unwrap().time, "unknown");
+    }
+
+    #[test]
+    fn documents_that_the_target_refuses_are_counted_and_told() {
+        let mut quarantine = Quarantine::default();
+        let refused = Refused {
+            key: (
+                [7; 16],
+                Value {
+                    kind: 0x10,
+                    bytes: vec![5, 0, 0, 0],
+                },
+            ),
+            at: ClusterTime::ZERO,
+            collection: "orders".into(),
+            reason: "cannot index parallel arrays (171)".into(),
+        };
+        quarantine.note(refused, tokio::time::Instant::now(), now());
+        let progress = progress::Progress {
+            quarantine: quarantine.list(),
+            consistent_at: None,
+            ..consistent()
+        };
+        let status = status_of(progress, &MongoMirrorStatus::default());
+        assert_eq!(status.quarantined_documents, 1);
+        assert_eq!(status.consistent_at, None);
+        let degraded = condition(&status, condition::DEGRADED);
+        assert_eq!(degraded.status, ConditionStatus::True);
+        assert_eq!(degraded.reason, "DocumentsRefused");
+        for told in [&degraded.message, &status.message] {
+            assert!(
+                told.contains("orders: cannot index parallel arrays"),
+                "{told}"
+            );
         }
     }
 

@@ -4,6 +4,7 @@
 #![allow(clippy::duplicated_attributes)]
 
 use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::status::MongoMirrorStatus;
@@ -115,6 +116,52 @@ pub struct MongoMirrorSpec {
     /// Which collections take part. Without it, all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub collections: Option<CollectionsSpec>,
+
+    /// What to do when the source's oplog no longer reaches back to the mirror's position, so that
+    /// the changes since cannot be read. Resync: compare both sides, write what differs, and go
+    /// on. Stop: do nothing, and wait for you.
+    #[serde(default)]
+    pub on_history_lost: OnHistoryLost,
+
+    /// When both sides are compared. Without it, once after each copy, and when you ask for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verification: Option<VerificationSpec>,
+
+    /// Bounds on what the mirror may use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<LimitsSpec>,
+}
+
+/// What to do when history is lost. Resync: compare both sides, write what differs, and go on.
+/// Stop: wait for a person.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnHistoryLost {
+    /// Compare both sides, write what differs, and go on.
+    #[default]
+    Resync,
+    /// Wait for a person.
+    Stop,
+}
+
+/// When both sides are compared.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct VerificationSpec {
+    /// How long after one comparison the next one begins, as `24h` or `90m`; a minute at least.
+    /// Without it, both sides are compared after each copy only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 2, max = 32), regex(pattern = DURATION))]
+    pub interval: Option<String>,
+}
+
+/// Bounds on what the mirror may use.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct LimitsSpec {
+    /// How much a comparison of both sides reads of each in a second, in MiB. Without it, 64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100_000))]
+    pub verification_mebibytes_per_second: Option<i32>,
 }
 
 fn enabled() -> bool {
@@ -188,6 +235,8 @@ pub struct CollectionsSpec {
 
 /// What MongoDB accepts as a database name on every platform it runs on, minus its length.
 pub(super) const DATABASE_NAME: &str = r#"^[^/\\. "$*<>:|?\x00]+$"#;
+/// Hours, minutes and seconds.
+pub(super) const DURATION: &str = r"^([0-9]+(\.[0-9]+)?(h|m|s))+$";
 /// What Kubernetes accepts as a Secret's name.
 pub(super) const SECRET_NAME: &str =
     r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";

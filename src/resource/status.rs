@@ -63,19 +63,37 @@ pub struct MongoMirrorStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initial_sync: Option<InitialSyncStatus>,
 
+    /// The last comparison of both sides. Absent before the first one came to its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verification: Option<VerificationStatus>,
+
     /// What of the source is not mirrored, and why. Everything else is.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 100))]
     pub unsupported: Vec<UnsupportedStatus>,
 
+    /// Documents that the target refuses although the source has them, as one that an index of the
+    /// target cannot hold. Everything else is mirrored, they are tried again and again, and
+    /// `consistentAt` is absent meanwhile. The API over HTTP lists them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    #[schemars(range(min = 0))]
+    pub quarantined_documents: i64,
+
     /// How the harder updates reach the target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub apply_form: Option<ApplyForm>,
 
+    /// How long the source's oplog still holds what the mirror has not applied yet. When it is used
+    /// up, the mirror has lost its place. Measured all the time, also while the mirror is paused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oplog_headroom: Option<OplogHeadroomStatus>,
+
     /// Observations of the mirror's state. Ready: it does what the spec asks for.
     /// SourceConnected, TargetConnected: that side answers. InitialSyncCompleted: everything is
     /// copied. Replicating: changes of the source are being applied. Reconciling: on the way to
-    /// what the spec asks for. Stalled: stopped by something that needs you.
+    /// what the spec asks for. Stalled: stopped by something that needs you. OplogHeadroomLow: the
+    /// source's oplog soon drops what the mirror has not applied yet. Degraded: the mirror goes on,
+    /// but the target is not wholly what the source is.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -97,8 +115,11 @@ impl Default for MongoMirrorStatus {
             consistent_at: None,
             message: String::new(),
             initial_sync: None,
+            verification: None,
             unsupported: Vec::new(),
+            quarantined_documents: 0,
             apply_form: None,
+            oplog_headroom: None,
             conditions: Vec::new(),
         }
     }
@@ -179,6 +200,35 @@ pub struct InitialSyncStatus {
     pub completed_at: Option<Time>,
 }
 
+/// A comparison of both sides, as of a time.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct VerificationStatus {
+    /// When it ended.
+    #[schemars(schema_with = "time")]
+    pub time: Time,
+    /// The time of the source's cluster that the target was compared with.
+    #[schemars(schema_with = "time")]
+    pub consistent_at: Time,
+    /// Collections compared.
+    #[schemars(range(min = 0))]
+    pub collections: i64,
+    /// Documents of the source that were compared.
+    #[schemars(range(min = 0))]
+    pub documents: i64,
+    /// Their bytes (uncompressed).
+    #[schemars(range(min = 0))]
+    pub bytes: i64,
+    /// What was not equal: documents, options, indexes.
+    #[schemars(range(min = 0))]
+    pub differences: i64,
+    /// How many of these were put right.
+    #[schemars(range(min = 0))]
+    pub repaired: i64,
+    /// How long it took, for people: `42s`.
+    pub duration: String,
+}
+
 /// Something of the source that is not mirrored.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -187,6 +237,29 @@ pub struct UnsupportedStatus {
     pub name: String,
     /// Why it is not mirrored.
     pub reason: String,
+}
+
+/// How long the source's oplog still holds the mirror's position. Numbers are rounded, so that they
+/// do not change all the time; the status API has them exactly.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct OplogHeadroomStatus {
+    /// How long, for people, if the source goes on writing as it did: `3h5m`; `unknown`.
+    pub time: String,
+    /// How many bytes the source may write until then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub bytes: Option<i64>,
+    /// Where it is going: `steady`, `unknown`, or how fast it shrinks and when it is used up then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trend: Option<String>,
+    /// Why it is unknown, and what to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// When it was measured; refreshed every few minutes while nothing else changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "time")]
+    pub measured_at: Option<Time>,
 }
 
 /// One observation of the mirror's state.
@@ -245,6 +318,10 @@ pub mod condition {
     pub const RECONCILING: &str = "Reconciling";
     /// Stopped by something that needs a human.
     pub const STALLED: &str = "Stalled";
+    /// The source's oplog soon drops what the mirror has not applied yet.
+    pub const OPLOG_HEADROOM_LOW: &str = "OplogHeadroomLow";
+    /// The mirror goes on, but the target is not wholly what the source is.
+    pub const DEGRADED: &str = "Degraded";
 }
 
 /// The word for a lag that cannot be told.
@@ -252,6 +329,11 @@ pub const UNKNOWN_LAG: &str = "unknown";
 
 fn unknown() -> String {
     UNKNOWN_LAG.to_owned()
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde wants it")]
+fn is_zero(number: &i64) -> bool {
+    *number == 0
 }
 
 fn unobserved() -> i64 {

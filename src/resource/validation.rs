@@ -3,9 +3,11 @@
 //! The API server checks shapes by the schema. Here is everything else, and the shapes again:
 //! `mongomirror run` reads manifests that no API server has seen.
 
+use std::time::Duration;
+
 use thiserror::Error;
 
-use super::spec::{MongoMirrorSpec, SecretKeyRef};
+use super::spec::{LimitsSpec, MongoMirrorSpec, OnHistoryLost, SecretKeyRef, VerificationSpec};
 
 /// Databases of MongoDB itself, and the one in which mirrors keep their checkpoints.
 const RESERVED: &[&str] = &["admin", "config", "local", "mongomirror"];
@@ -15,6 +17,9 @@ const DEFAULT_TARGET_SUFFIX: &str = "_backup";
 
 /// The longest database name MongoDB accepts, in bytes.
 const DATABASE_NAME_BYTES: usize = 63;
+
+/// Both sides are not compared more often than this.
+const LEAST_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A spec that cannot be run. Names fields, never repeats what does not belong into them: it may
 /// be a connection string that was put into the wrong place.
@@ -79,6 +84,13 @@ pub struct ValidSpec {
     pub include: Vec<String>,
     /// Patterns of collections that do not.
     pub exclude: Vec<String>,
+    /// What to do when history is lost.
+    pub on_history_lost: OnHistoryLost,
+    /// How often both sides are compared.
+    pub verify_every: Option<Duration>,
+    /// Bytes that a comparison reads of each side per second, if limited otherwise than by
+    /// default.
+    pub verify_bytes_per_second: Option<u64>,
 }
 
 /// One side of a mirror.
@@ -136,7 +148,39 @@ pub fn validate(spec: &MongoMirrorSpec) -> Result<ValidSpec, SpecError> {
         target,
         include: check_patterns("spec.collections.include", collections.include)?,
         exclude: check_patterns("spec.collections.exclude", collections.exclude)?,
+        on_history_lost: spec.on_history_lost,
+        verify_every: check_interval(spec.verification.as_ref())?,
+        verify_bytes_per_second: check_pace(spec.limits.as_ref())?,
     })
+}
+
+fn check_interval(spec: Option<&VerificationSpec>) -> Result<Option<Duration>, SpecError> {
+    let Some(interval) = spec.and_then(|spec| spec.interval.as_deref()) else {
+        return Ok(None);
+    };
+    let wrong = |reason| SpecError::Field {
+        field: "spec.verification.interval".to_owned(),
+        reason,
+    };
+    let interval: kube::core::Duration = interval
+        .parse()
+        .map_err(|_| wrong("write a duration as 24h, 90m or 1h30m"))?;
+    if interval < LEAST_INTERVAL {
+        return Err(wrong("a minute is the least, 1m"));
+    }
+    Ok(Some(interval.into()))
+}
+
+fn check_pace(spec: Option<&LimitsSpec>) -> Result<Option<u64>, SpecError> {
+    let pace = spec.and_then(|spec| spec.verification_mebibytes_per_second);
+    match pace.map(u64::try_from) {
+        None => Ok(None),
+        Some(Ok(pace)) if pace > 0 => Ok(Some(pace << 20)),
+        Some(_) => Err(SpecError::Field {
+            field: "spec.limits.verificationMebibytesPerSecond".to_owned(),
+            reason: "1 is the least; without the field, the pace is 64",
+        }),
+    }
 }
 
 /// Whether two database names cannot exist side by side: MongoDB refuses names that differ in

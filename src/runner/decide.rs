@@ -20,6 +20,9 @@ pub enum Desired {
     Paused {
         /// The spec.
         spec: ValidSpec,
+        /// The spec with its connection strings, if they can be had: to watch over the source's
+        /// oplog.
+        config: Option<Box<MirrorConfig>>,
     },
     /// A running mirror, but its connection strings cannot be had.
     Unavailable {
@@ -130,6 +133,8 @@ fn differences(new: &MirrorConfig, old: &MirrorConfig) -> Vec<&'static str> {
         source,
         target,
         selection,
+        on_history_lost,
+        verify_every,
         limits,
     } = new;
     [
@@ -151,6 +156,14 @@ fn differences(new: &MirrorConfig, old: &MirrorConfig) -> Vec<&'static str> {
             "the target database",
         ),
         (*selection != old.selection, "the selection of collections"),
+        (
+            *on_history_lost != old.on_history_lost,
+            "what to do after lost history",
+        ),
+        (
+            *verify_every != old.verify_every,
+            "the interval of verification",
+        ),
         (*limits != old.limits, "the limits"),
     ]
     .into_iter()
@@ -263,6 +276,7 @@ mod tests {
         let orders = Mirror::orders();
         let paused = Desired::Paused {
             spec: orders.spec.clone(),
+            config: None,
         };
         assert_eq!(
             decide(&paused, orders.current()),

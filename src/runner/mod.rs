@@ -9,19 +9,43 @@ pub mod slot;
 pub mod translate;
 pub mod words;
 
+use std::panic::AssertUnwindSafe;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::watch;
+use futures::FutureExt;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::config::MirrorConfig;
+use crate::engine::finish as engine_finish;
 use crate::engine::mirror;
 use crate::engine::progress::{Phase, Problem, Progress};
+use crate::engine::request::Request;
+
+/// Ends a mirror for good: arms its target, within a bounded time, and says what came of it. The
+/// mirror must have stopped.
+pub async fn finish(config: MirrorConfig) {
+    match engine_finish::finish(&config).await {
+        Ok(()) => tracing::info!(
+            mirror = %config.name,
+            "ended for good: the target is an ordinary database now"
+        ),
+        Err(error) => tracing::warn!(
+            mirror = %config.name,
+            reason = error.reason(),
+            "the target could not be armed: {error}; its TTL indexes do not expire, see \
+             docs/limits.md"
+        ),
+    }
+}
 
 /// A mirror that panicked is started again after this long, so that a defect that shows at once
 /// does not become a hot loop.
 const RESTART_AFTER_PANIC: Duration = Duration::from_secs(10);
+
+/// Requests of users that wait for the mirror; who comes beyond them waits outside.
+const REQUESTS: usize = 16;
 
 /// A running mirror.
 ///
@@ -29,6 +53,7 @@ const RESTART_AFTER_PANIC: Duration = Duration::from_secs(10);
 pub struct MirrorHandle {
     config: MirrorConfig,
     progress: watch::Receiver<Progress>,
+    requests: mpsc::Sender<Request>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -38,10 +63,13 @@ impl MirrorHandle {
     pub fn start(config: MirrorConfig) -> Self {
         let (publish, progress) = watch::channel(Progress::default());
         let stop = CancellationToken::new();
-        let task = tokio::spawn(supervise(config.clone(), publish, stop.clone()));
+        let (requests, asked) = mpsc::channel(REQUESTS);
+        let supervised = supervise(config.clone(), publish, asked, stop.clone());
+        let task = tokio::spawn(supervised);
         Self {
             config,
             progress,
+            requests,
             stop,
             task,
         }
@@ -55,6 +83,11 @@ impl MirrorHandle {
     /// The mirror's progress, now and from now on.
     pub fn progress(&self) -> watch::Receiver<Progress> {
         self.progress.clone()
+    }
+
+    /// Where to ask the mirror for something.
+    pub fn requests(&self) -> mpsc::Sender<Request> {
+        self.requests.clone()
     }
 
     /// Finishes the batch in hand, writes the checkpoint, disconnects, and returns the last
@@ -77,14 +110,16 @@ impl Drop for MirrorHandle {
 async fn supervise(
     config: MirrorConfig,
     publish: watch::Sender<Progress>,
+    mut requests: mpsc::Receiver<Request>,
     stop: CancellationToken,
 ) {
     loop {
-        let run = tokio::spawn(mirror::run(config.clone(), publish.clone(), stop.clone()));
-        match run.await {
+        // What it owns is dropped with it, and what it shares is only ever replaced as a whole.
+        let run = mirror::run(&config, &publish, &mut requests, &stop);
+        match AssertUnwindSafe(run).catch_unwind().await {
             Ok(()) => return,
-            Err(panic) => {
-                tracing::error!(mirror = %config.name, error = %panic, "the mirror's task panicked; starting it again");
+            Err(_) => {
+                tracing::error!(mirror = %config.name, "the mirror's task panicked; starting it again");
                 publish.send_modify(|progress| {
                     progress.phase = Phase::Failed;
                     progress.problem = Some(Problem {

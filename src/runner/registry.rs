@@ -8,10 +8,13 @@ use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::words;
+use crate::engine::headroom::{Headroom, Trend};
 use crate::engine::progress::{InitialSync, Phase, Problem, Progress};
+use crate::engine::quarantine::Quarantined;
+use crate::engine::request::Request;
 
 /// A mirror that follows its source measures its lag every second or so. What was measured longer
 /// ago than this is no longer known.
@@ -64,6 +67,8 @@ pub struct Listing {
     pub problem: Option<Problem>,
     /// Its progress.
     pub feed: Feed,
+    /// Where to ask it for something, while it runs.
+    pub requests: Option<mpsc::Sender<Request>>,
 }
 
 /// All mirrors of this process. Clones share one registry.
@@ -88,6 +93,16 @@ impl Registry {
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(key);
+    }
+
+    /// Where to ask a mirror for something.
+    ///
+    /// # Errors
+    /// If it does not run; whether it is known.
+    pub fn requests(&self, key: &MirrorKey) -> Result<mpsc::Sender<Request>, bool> {
+        let listings = self.listings.read().unwrap_or_else(PoisonError::into_inner);
+        let listing = listings.get(key).ok_or(false)?;
+        listing.requests.clone().ok_or(true)
     }
 
     /// What is to be seen of one mirror now.
@@ -188,6 +203,26 @@ impl Snapshot {
             .map(|lag| u64::try_from(lag.as_millis()).unwrap_or(u64::MAX))
     }
 
+    /// How long the source's oplog still holds the position, in a sentence, if that is known.
+    pub fn headroom(&self) -> Option<String> {
+        let Some(Headroom::Measured { left, trend, .. }) = &self.progress.headroom else {
+            return None;
+        };
+        let time = words::rough(left.time);
+        let advice = if left.is_low() {
+            ": let the mirror go on, or give the source a larger oplog, before that is used up"
+        } else {
+            ""
+        };
+        let trend = match trend {
+            Trend::Shrinking { .. } => format!(" ({})", words::trend(*trend)),
+            Trend::Unknown | Trend::Steady => String::new(),
+        };
+        Some(format!(
+            "The source's oplog holds what is missing for {time} more{trend}{advice}."
+        ))
+    }
+
     /// What the mirror does, or what is wrong and what to do about it.
     pub fn message(&self) -> String {
         if let Some(problem) = &self.problem {
@@ -214,13 +249,33 @@ impl Snapshot {
             Phase::CatchingUp => {
                 "Everything is copied; applying the changes made meanwhile.".to_owned()
             }
+            Phase::Mirroring if !progress.quarantine.is_empty() => refused(&progress.quarantine),
             Phase::Mirroring => {
                 "The target is exactly the source as of the time in consistentAt.".to_owned()
             }
-            Phase::Paused => "Paused. Set spec.enabled to true to go on.".to_owned(),
+            Phase::Paused => match self.headroom() {
+                Some(headroom) => format!("Paused. Set spec.enabled to true to go on. {headroom}"),
+                None => "Paused. Set spec.enabled to true to go on.".to_owned(),
+            },
             Phase::Failed => "Stopped; the log says why.".to_owned(),
         }
     }
+}
+
+/// What is wrong with a target that refuses documents, and what to do about it.
+pub fn refused(documents: &[Quarantined]) -> String {
+    let Some(first) = documents.first() else {
+        return String::new();
+    };
+    let count = match documents.len() {
+        1 => "1 document".to_owned(),
+        more => format!("{more} documents"),
+    };
+    format!(
+        "The target refuses {count} of the source ({}: {}); everything else is mirrored. They are \
+         tried again and again: remove the cause, as an index that only the target has.",
+        first.collection, first.reason
+    )
 }
 
 fn copying(sync: &InitialSync) -> String {
@@ -258,6 +313,7 @@ pub(crate) mod tests {
             target_database: "orders_backup".into(),
             problem: None,
             feed: Feed::Still(Box::new(progress)),
+            requests: None,
         }
     }
 

@@ -1,10 +1,13 @@
 //! The place of one mirror in this process: brings what runs in line with what is asked for.
 
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use super::MirrorHandle;
 use super::decide::{Current, Decision, Desired, Why, decide};
 use super::registry::{Feed, Listing, MirrorKey, Registry};
+use crate::engine::config::MirrorConfig;
+use crate::engine::headroom;
 use crate::engine::progress::{Link, Phase, Problem, Progress};
 use crate::resource::MongoMirrorSpec;
 use crate::resource::validation::{ValidSpec, target_database};
@@ -20,6 +23,36 @@ pub struct Slot {
     last: Progress,
     /// Under which names that was.
     names: Option<Names>,
+    /// What the last mirror in this place was started with.
+    config: Option<MirrorConfig>,
+    /// Watches over the source's oplog while the mirror is paused.
+    watch: Option<Watch>,
+}
+
+/// Measures how long the position of a paused mirror is still held. It writes nothing, so it may
+/// be cut off at any point.
+struct Watch {
+    config: MirrorConfig,
+    progress: watch::Receiver<Progress>,
+    task: JoinHandle<()>,
+}
+
+impl Watch {
+    fn start(config: MirrorConfig, last: Progress) -> Self {
+        let (publish, progress) = watch::channel(last);
+        let task = tokio::spawn(headroom::watch(config.clone(), publish));
+        Self {
+            config,
+            progress,
+            task,
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 struct Running {
@@ -58,6 +91,8 @@ impl Slot {
             running: None,
             last: Progress::default(),
             names: None,
+            config: None,
+            watch: None,
         }
     }
 
@@ -71,6 +106,12 @@ impl Slot {
         self.running
             .as_ref()
             .map(|running| running.handle.progress())
+    }
+
+    /// What is to be seen of the mirror, running or paused, as far as it can change.
+    pub fn changes(&self) -> Option<watch::Receiver<Progress>> {
+        let paused = self.watch.as_ref().map(|watch| watch.progress.clone());
+        self.progress().or(paused)
     }
 
     /// Starts, replaces, stops or leaves the mirror, and lists the outcome in the registry under
@@ -108,12 +149,18 @@ impl Slot {
                 Some(running) => running.spec = spec,
                 None => {
                     let handle = MirrorHandle::start((**config).clone());
+                    self.config = Some((**config).clone());
                     self.running = Some(Running { spec, handle });
                 }
             }
         }
         self.list(desired, names);
         why
+    }
+
+    /// What the last mirror in this place was started with, if one was.
+    pub fn config(&self) -> Option<&MirrorConfig> {
+        self.config.as_ref()
     }
 
     /// Stops the mirror and takes it out of the registry.
@@ -123,6 +170,7 @@ impl Slot {
     }
 
     async fn stop(&mut self) {
+        self.watch = None;
         if let Some(running) = self.running.take() {
             self.last = running.handle.stop().await;
         }
@@ -136,7 +184,21 @@ impl Slot {
         }
     }
 
+    /// Watches over the oplog of a paused mirror's source, and of no other.
+    fn watch_over(&mut self, paused: Option<Box<MirrorConfig>>) {
+        let watched = self.watch.as_ref().map(|watch| &watch.config);
+        if watched == paused.as_deref() {
+            return;
+        }
+        let last = at_rest(self.last.clone(), Phase::Paused);
+        self.watch = paused.map(|config| Watch::start(*config, last));
+    }
+
     fn list(&mut self, desired: Desired, names: Names) {
+        let paused = match &desired {
+            Desired::Paused { config, .. } => config.clone(),
+            _ => None,
+        };
         let (still, problem) = match desired {
             Desired::Running { .. } => (Phase::Pending, None),
             Desired::Paused { .. } => (Phase::Paused, None),
@@ -161,9 +223,11 @@ impl Slot {
             self.last = Progress::default();
         }
         self.names = Some(names.clone());
-        let feed = match &self.running {
-            Some(running) => Feed::Live(running.handle.progress()),
-            None => Feed::Still(Box::new(at_rest(self.last.clone(), still))),
+        self.watch_over(paused);
+        let feed = match (&self.running, &self.watch) {
+            (Some(running), _) => Feed::Live(running.handle.progress()),
+            (None, Some(watch)) => Feed::Live(watch.progress.clone()),
+            (None, None) => Feed::Still(Box::new(at_rest(self.last.clone(), still))),
         };
         self.registry.set(
             self.key.clone(),
@@ -173,6 +237,10 @@ impl Slot {
                 target_database: names.target_database,
                 problem,
                 feed,
+                requests: self
+                    .running
+                    .as_ref()
+                    .map(|running| running.handle.requests()),
             },
         );
     }
@@ -196,6 +264,7 @@ pub fn at_rest(progress: Progress, phase: Phase) -> Progress {
         lag: None,
         measured_at: None,
         problem: None,
+        headroom: None,
         ..progress
     }
 }

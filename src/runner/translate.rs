@@ -9,11 +9,11 @@ use thiserror::Error;
 
 use super::decide::Desired;
 use super::registry::MirrorKey;
-use crate::engine::config::{Endpoint, Limits, MirrorConfig};
+use crate::engine::config::{Endpoint, Limits, MirrorConfig, OnHistoryLost};
 use crate::engine::connection::uri::{ConnectionUri, UriError};
 use crate::engine::progress::Problem;
 use crate::engine::selection::{Selection, SelectionError};
-use crate::resource::spec::{MongoMirrorSpec, SecretKeyRef};
+use crate::resource::spec::{self, MongoMirrorSpec, SecretKeyRef};
 use crate::resource::validation::{self, SpecError, ValidSide, ValidSpec};
 
 /// What a Secret holds. `Debug` shows the keys only.
@@ -160,7 +160,17 @@ pub fn translate(
         source,
         target,
         selection: Selection::new(spec.include.clone(), spec.exclude.clone())?,
-        limits: Limits::default(),
+        on_history_lost: match spec.on_history_lost {
+            spec::OnHistoryLost::Resync => OnHistoryLost::Resync,
+            spec::OnHistoryLost::Stop => OnHistoryLost::Stop,
+        },
+        verify_every: spec.verify_every,
+        limits: Limits {
+            verify_bytes_per_second: spec
+                .verify_bytes_per_second
+                .unwrap_or(Limits::default().verify_bytes_per_second),
+            ..Limits::default()
+        },
     })
 }
 
@@ -178,14 +188,13 @@ pub fn desired(
             };
         }
     };
+    let config = secrets.and_then(|secrets| Ok(Box::new(translate(key, &spec, &secrets)?)));
     if !spec.enabled {
-        return Desired::Paused { spec };
+        let config = config.ok();
+        return Desired::Paused { spec, config };
     }
-    match secrets.and_then(|secrets| Ok(translate(key, &spec, &secrets)?)) {
-        Ok(config) => Desired::Running {
-            spec,
-            config: Box::new(config),
-        },
+    match config {
+        Ok(config) => Desired::Running { spec, config },
         Err(problem) => Desired::Unavailable { spec, problem },
     }
 }

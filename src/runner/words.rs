@@ -5,6 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 
+use crate::engine::headroom::Trend;
+
 /// `0s`, `38ms`, `3.2s`, `42s`, `2m10s`, `3h5m`, `2d4h`.
 pub fn duration(duration: Duration) -> String {
     let millis = duration.as_millis();
@@ -24,6 +26,44 @@ pub fn duration(duration: Duration) -> String {
         60..3600 => format!("{}m{}s", seconds / 60, seconds % 60),
         3600..86_400 => format!("{}h{}m", seconds / 3600, seconds % 3600 / 60),
         _ => format!("{}d{}h", seconds / 86_400, seconds % 86_400 / 3600),
+    }
+}
+
+/// The same, cut to as much as is worth reading again: for what moves all the time.
+pub fn rough(exact: Duration) -> String {
+    let seconds = exact.as_secs();
+    let step = match seconds {
+        0..600 => 10,
+        600..3600 => 60,
+        3600..172_800 => 300,
+        172_800..864_000 => 3600,
+        _ => 86_400,
+    };
+    duration(Duration::from_secs(seconds / step * step))
+}
+
+/// A count cut to two significant digits, or one more.
+pub fn rough_count(exact: u64) -> u64 {
+    let mut unit = 1;
+    while exact / unit >= 1000 {
+        unit *= 10;
+    }
+    exact / unit * unit
+}
+
+/// Where the time that is left is going.
+pub fn trend(trend: Trend) -> String {
+    match trend {
+        Trend::Unknown => "unknown".to_owned(),
+        Trend::Steady => "steady".to_owned(),
+        Trend::Shrinking {
+            seconds_per_hour,
+            lost_in,
+        } => format!(
+            "shrinking by {} per hour, used up in {} at this rate",
+            rough(Duration::from_secs(seconds_per_hour)),
+            rough(lost_in)
+        ),
     }
 }
 
@@ -69,6 +109,32 @@ pub fn bytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_moves_all_the_time_is_told_roughly() {
+        for (seconds, text) in [
+            (9, "0s"),
+            (599, "9m50s"),
+            (601, "10m0s"),
+            (3599, "59m0s"),
+            (7599, "2h5m"),
+            (180_000, "2d2h"),
+            (900_000, "10d0h"),
+        ] {
+            assert_eq!(rough(Duration::from_secs(seconds)), text, "{seconds}");
+        }
+        for (exact, cut) in [(0, 0), (999, 999), (1000, 1000), (123_456, 123_000)] {
+            assert_eq!(rough_count(exact), cut, "{exact}");
+        }
+        let shrinking = Trend::Shrinking {
+            seconds_per_hour: 1800,
+            lost_in: Duration::from_secs(7200),
+        };
+        assert_eq!(
+            trend(shrinking),
+            "shrinking by 30m0s per hour, used up in 2h0m at this rate"
+        );
+    }
 
     #[test]
     fn durations_read_well_at_every_size() {

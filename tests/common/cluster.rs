@@ -1,17 +1,16 @@
 //! An operator process against a real API server, driven by kubectl as a user would.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 
-use testbed::ControlPlane;
+use testbed::{ControlPlane, Process};
 
 /// A control plane with the CRD, and an operator that has exactly the chart's rights.
 pub struct Cluster {
-    operator: Option<Child>,
+    operator: Option<Process>,
     kubeconfig: PathBuf,
     log: PathBuf,
     port: u16,
-    folder: tempfile::TempDir,
+    _folder: tempfile::TempDir,
     /// The control plane.
     pub plane: ControlPlane,
 }
@@ -56,7 +55,7 @@ impl Cluster {
             kubeconfig,
             log: folder.path().join("operator.log"),
             port,
-            folder,
+            _folder: folder,
             plane,
         };
         cluster.start_operator();
@@ -65,27 +64,22 @@ impl Cluster {
 
     /// Starts the operator's process.
     pub fn start_operator(&mut self) {
-        let log = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&self.log)
-            .expect("a log");
-        let operator = Command::new(env!("CARGO_BIN_EXE_mongomirror"))
-            .args(["operator", "--listen", &format!("127.0.0.1:{}", self.port)])
-            .env("KUBECONFIG", &self.kubeconfig)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a log"))
-            .stderr(log)
-            .spawn()
-            .expect("the operator");
+        let listen = format!("127.0.0.1:{}", self.port);
+        let operator = Process::start(
+            "the operator",
+            env!("CARGO_BIN_EXE_mongomirror"),
+            ["operator", "--listen", &listen],
+            [("KUBECONFIG".into(), self.kubeconfig.clone().into())],
+            &self.log,
+        )
+        .expect("the operator");
         self.operator = Some(operator);
     }
 
     /// kill -9.
-    pub fn kill_operator(&mut self) {
-        if let Some(mut operator) = self.operator.take() {
-            operator.kill().expect("kill");
-            operator.wait().expect("wait");
+    pub async fn kill_operator(&mut self) {
+        if let Some(operator) = self.operator.take() {
+            operator.kill().await.expect("kill");
         }
     }
 
@@ -143,25 +137,6 @@ impl Cluster {
         let mut reply = String::new();
         stream.read_to_string(&mut reply).await.expect("reply");
         reply
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        if let Some(operator) = &mut self.operator {
-            let _ = operator.kill();
-            let _ = operator.wait();
-        }
-        if std::thread::panicking() {
-            let log = self.log();
-            let lines: Vec<_> = log.lines().collect();
-            let last = lines.len().saturating_sub(80);
-            eprintln!(
-                "--- the end of the operator's log:\n{}",
-                lines[last..].join("\n")
-            );
-        }
-        let _ = self.folder.path();
     }
 }
 

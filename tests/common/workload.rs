@@ -52,6 +52,13 @@ impl Workload {
         self.writes.load(Ordering::Relaxed)
     }
 
+    /// Waits until this much was written.
+    pub async fn wait_for(&self, writes: u64) {
+        while self.writes() < writes {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Stops all writers; returns how much they wrote.
     pub async fn stop(self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);

@@ -15,17 +15,21 @@
 //! - `certificates.rs`: certificates made on the spot by an [`Authority`]
 //! - `tools/`: where the servers' programs come from
 //! - `cache.rs`: the cache of programs, shared by all processes of a user
+//! - `proxy.rs`: a network that can be cut, as [`Proxy`]
+//! - `disk.rs`: a disk that can be full, as [`Disk`]
 //! - `process.rs`, `spawn.rs`, `scratch.rs`, `port.rs`: processes, temporary folders and ports
 //!   that are gone in the end, whichever way a test ends
 
 mod cache;
 mod certificates;
 mod control_plane;
+mod disk;
 mod error;
 mod mongod;
 mod port;
 mod process;
 mod progress;
+mod proxy;
 mod scratch;
 mod spawn;
 mod tools;
@@ -33,7 +37,10 @@ mod tools;
 pub use cache::cache_folder;
 pub use certificates::{Authority, Certificate};
 pub use control_plane::{ControlPlane, ControlPlaneBuilder, Output};
+pub use disk::Disk;
 pub use error::{Error, Result};
 pub use mongod::{Builder, Node, ROOT_PASSWORD, ROOT_USER, ReplicaSet, Standalone};
+pub use process::Process;
+pub use proxy::{Connection, Direction, Proxy};
 pub use scratch::scratch_root;
 pub use tools::{kubernetes::Program, mongod::Version};

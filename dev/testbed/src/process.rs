@@ -43,6 +43,8 @@ pub(crate) struct Recipe {
 struct State {
     child: Option<Child>,
     paused: bool,
+    /// Another program than the recipe's, with its environment.
+    program: Option<(PathBuf, Vec<(OsString, OsString)>)>,
 }
 
 /// A server that can be started, signalled and started again.
@@ -92,6 +94,10 @@ impl Server {
             .open(log)
             .context(|| format!("open {}", log.display()))?;
         let errors = output.try_clone().context(|| "share a log file".into())?;
+        let (program, environment) = match &state.program {
+            Some((program, environment)) => (program, environment),
+            None => (program, environment),
+        };
         let mut command = Command::new(program);
         command
             .args(arguments)
@@ -102,6 +108,11 @@ impl Server {
         state.child = Some(spawn::spawn(command).context(|| format!("start {name}"))?);
         state.paused = false;
         Ok(())
+    }
+
+    /// Lets another program do the same from the next start on.
+    pub(crate) fn exchange(&self, program: PathBuf, environment: Vec<(OsString, OsString)>) {
+        self.state().program = Some((program, environment));
     }
 
     pub(crate) fn pid(&self) -> Option<u32> {
@@ -116,16 +127,11 @@ impl Server {
 
     /// Fails if it ended although nobody asked it to.
     pub(crate) fn check_alive(&self) -> Result<()> {
-        let status = {
-            let mut state = self.state();
-            let Some(child) = &mut state.child else {
-                return Err(Error::NotRunning(self.recipe.name.clone()));
-            };
-            let Some(status) = poll(child, &self.recipe.name)? else {
-                return Ok(());
-            };
-            state.child = None;
-            status
+        if self.pid().is_none() {
+            return Err(Error::NotRunning(self.recipe.name.clone()));
+        }
+        let Some(status) = self.ended()? else {
+            return Ok(());
         };
         Err(Error::Died {
             what: self.recipe.name.clone(),
@@ -179,20 +185,35 @@ impl Server {
         }
     }
 
-    async fn wait_for_end(&self) -> Result<()> {
+    /// Waits until it has ended.
+    pub(crate) async fn wait_for_end(&self) -> Result<()> {
+        self.end().await.map(drop)
+    }
+
+    /// Waits until it ends; `None` if it did not run.
+    async fn end(&self) -> Result<Option<ExitStatus>> {
         loop {
-            {
-                let mut state = self.state();
-                let Some(child) = &mut state.child else {
-                    return Ok(());
-                };
-                if poll(child, &self.recipe.name)?.is_some() {
-                    state.child = None;
-                    return Ok(());
-                }
+            if self.pid().is_none() {
+                return Ok(None);
+            }
+            if let Some(status) = self.ended()? {
+                return Ok(Some(status));
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
+    }
+
+    /// How it ended, if it has ended since it was last looked at.
+    fn ended(&self) -> Result<Option<ExitStatus>> {
+        let mut state = self.state();
+        let Some(child) = &mut state.child else {
+            return Ok(None);
+        };
+        let status = poll(child, &self.recipe.name)?;
+        if status.is_some() {
+            state.child = None;
+        }
+        Ok(status)
     }
 
     /// The end of its log, cut to what a person reads.
@@ -216,6 +237,100 @@ impl Drop for Server {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+}
+
+/// A program that a test or the demo runs: it ends with this process, however that ends.
+#[derive(Debug)]
+pub struct Process {
+    server: Server,
+    ended: Mutex<Option<ExitStatus>>,
+}
+
+impl Process {
+    /// Starts a program; its output is added to the file `log`.
+    pub fn start<A: Into<OsString>>(
+        name: impl Into<String>,
+        program: impl Into<PathBuf>,
+        arguments: impl IntoIterator<Item = A>,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+        log: impl Into<PathBuf>,
+    ) -> Result<Self> {
+        let server = Server::new(Recipe {
+            name: name.into(),
+            program: program.into(),
+            arguments: arguments.into_iter().map(Into::into).collect(),
+            environment: environment.into_iter().collect(),
+            log: log.into(),
+        });
+        server.start()?;
+        Ok(Self {
+            server,
+            ended: Mutex::default(),
+        })
+    }
+
+    /// Its process id, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.server.pid()
+    }
+
+    /// How it ended, if it has ended.
+    pub fn ended(&self) -> Result<Option<ExitStatus>> {
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        if ended.is_none() {
+            *ended = self.server.ended()?;
+        }
+        Ok(*ended)
+    }
+
+    /// Waits until it ends.
+    pub async fn wait(&self) -> Result<ExitStatus> {
+        loop {
+            if let Some(status) = self.ended()? {
+                return Ok(status);
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Freezes it (SIGSTOP).
+    pub fn pause(&self) -> Result<()> {
+        self.server.pause()
+    }
+
+    /// Lets it go on (SIGCONT).
+    pub fn resume(&self) -> Result<()> {
+        self.server.resume()
+    }
+
+    /// Ends it at once (SIGKILL). Returns when it is gone.
+    pub async fn kill(&self) -> Result<()> {
+        if self.ended()?.is_none() {
+            self.server.signal(&self.server.state(), Signal::SIGKILL)?;
+            self.wait().await?;
+        }
+        Ok(())
+    }
+
+    /// Asks it to end (SIGTERM), and waits until it has; kills it if that takes too long.
+    pub async fn stop(&self) -> Result<ExitStatus> {
+        if let Some(status) = self.ended()? {
+            return Ok(status);
+        }
+        self.server.signal(&self.server.state(), Signal::SIGTERM)?;
+        match tokio::time::timeout(PATIENCE, self.wait()).await {
+            Ok(ended) => ended,
+            Err(_too_long) => {
+                self.server.signal(&self.server.state(), Signal::SIGKILL)?;
+                self.wait().await
+            }
+        }
+    }
+
+    /// The end of its log.
+    pub fn log_tail(&self) -> String {
+        self.server.log_tail()
     }
 }
 

@@ -18,6 +18,9 @@ use crate::error::{Context, Result};
 const WATCHDOG: &str = r#"
 PATH=/usr/bin:/bin:$PATH
 while read -r line; do :; done
+for disk in "$0"/*/member*/data; do
+    [ -d "$disk" ] && umount -l -- "$disk" 2>/dev/null
+done
 for attempt in 1 2 3 4 5 6 7 8 9 10; do
     rm -rf -- "$0" && [ ! -e "$0" ] && exit 0
     sleep 0.2

@@ -34,6 +34,22 @@ async fn a_test_gets_the_very_version_it_asks_for() {
 }
 
 #[tokio::test]
+async fn a_server_goes_on_as_a_newer_version() {
+    let set = ReplicaSet::builder()
+        .version(Version::V6_0_5)
+        .start()
+        .await
+        .unwrap();
+    let orders = collection(&set.client().await.unwrap());
+    orders.insert_one(doc! {"_id": 1}).await.unwrap();
+    set.node(0).restart_as(Version::V6_0_27).await.unwrap();
+    set.wait_for_primary().await.unwrap();
+    let info = set.admin(doc! {"buildInfo": 1}).await.unwrap();
+    assert_eq!(info.get_str("version").unwrap(), "6.0.27");
+    assert_eq!(orders.count_documents(doc! {}).await.unwrap(), 1);
+}
+
+#[tokio::test]
 async fn data_survive_kill_and_restart() {
     let set = ReplicaSet::builder().start().await.unwrap();
     let orders = collection(&set.client().await.unwrap());

@@ -1,7 +1,10 @@
 //! Replica sets of three members.
 
 use bson::{Document, doc};
-use mongodb::{Collection, options::WriteConcern};
+use mongodb::{
+    Collection,
+    options::{Acknowledgment, WriteConcern},
+};
 use testbed::ReplicaSet;
 
 async fn three() -> ReplicaSet {
@@ -82,4 +85,29 @@ async fn a_member_is_configured_as_wanted() {
     assert_eq!(set.primary().await.unwrap(), 0);
     assert!(set.uri().contains("replicaSet=shop"));
     assert!(set.node(1).uri().contains("directConnection=true"));
+}
+
+#[tokio::test]
+async fn a_set_grows_from_one_member_to_three() {
+    let set = ReplicaSet::builder()
+        .nodes(3)
+        .begin_with(1)
+        .start()
+        .await
+        .unwrap();
+    assert!(set.secondaries().await.is_empty());
+    let orders = set
+        .client()
+        .await
+        .unwrap()
+        .database("shop")
+        .collection("orders");
+    orders.insert_one(doc! {"_id": 1}).await.unwrap();
+    set.grow().await.unwrap();
+    assert_eq!(set.secondaries().await.len(), 2);
+    orders
+        .insert_one(doc! {"_id": 2})
+        .write_concern(WriteConcern::builder().w(Acknowledgment::Nodes(3)).build())
+        .await
+        .unwrap();
 }

@@ -2,12 +2,13 @@
 
 use bson::RawDocumentBuf;
 
-use super::delta::Deltas;
+use super::delta::{Deltas, harmless};
 use super::gather::{CollectionIndex, Entity, Outcome};
 use crate::engine::bson::encode::{Encoder, Open};
 use crate::engine::bson::order::Value;
-use crate::engine::bson::scan::{kind, shape};
+use crate::engine::bson::scan::{Elements, find, is_empty_timestamp, kind, shape};
 use crate::engine::connection::probe::TargetAbilities;
+use crate::engine::stream::event::Uuid;
 
 /// Commands are cut at this size: allocators and the network carry 1 to 2 MB best (`facts` rust,
 /// finding 7), and a single statement of 16 MiB still has its room.
@@ -15,6 +16,35 @@ const CUT_AT: usize = 1_500_000;
 
 /// The server's own limit of statements in one command is 100 000.
 const MOST_STATEMENTS: usize = 50_000;
+
+/// Where commands go.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The collection's name on the target.
+    pub name: &'a str,
+    /// Its UUID there, for commands outside of transactions. They name it, so that a process that
+    /// was replaced cannot reach what the next one has made anew; and they are on a majority before
+    /// the checkpoint is.
+    pub outside: Option<Uuid>,
+    /// Whether the order of insertion counts.
+    pub in_order: bool,
+}
+
+impl<'a> From<&'a str> for Place<'a> {
+    fn from(name: &'a str) -> Self {
+        Self {
+            name,
+            outside: None,
+            in_order: false,
+        }
+    }
+}
+
+impl<'a> From<&'a String> for Place<'a> {
+    fn from(name: &'a String) -> Self {
+        name.as_str().into()
+    }
+}
 
 /// A write command and what the server must answer if the target is the pre-state.
 #[derive(Debug)]
@@ -32,19 +62,22 @@ enum Form {
     Classic,
     /// `[{$replaceWith: {$literal: …}}]`.
     Literal,
-    /// Delete, then insert: the only way for `$` names beside duplicate ones.
+    /// The document itself, and then its empty timestamps.
+    Restored,
+    /// Delete, then insert.
     Anew,
 }
 
-fn form_of_replace(document: &[u8], abilities: TargetAbilities) -> Form {
+fn form_of_replace(document: &[u8], in_order: bool, abilities: TargetAbilities) -> Form {
     let shape = shape(document);
-    let rewritten = shape.empty_timestamp && !abilities.keeps_empty_timestamps;
-    match (shape.dollar_name, shape.duplicate_name) {
-        (false, _) if !rewritten => Form::Classic,
-        (_, false) => Form::Literal,
-        // A pipeline would crash a 6.0.5 server here; the zero timestamp is lost instead.
-        (false, true) => Form::Classic,
-        (true, true) => Form::Anew,
+    let pipeline = in_order && abilities.survives_duplicate_names() && !shape.duplicate_name;
+    match (shape.dollar_name, shape.empty_timestamp) {
+        // Whether a pipeline fits depends on what is there, which nobody knows. Where the order
+        // counts, a refusal is met by copying anew.
+        (true, _) if pipeline => Form::Literal,
+        (true, _) => Form::Anew,
+        (false, true) if !abilities.keeps_empty_timestamps => Form::Restored,
+        (false, _) => Form::Classic,
     }
 }
 
@@ -53,19 +86,32 @@ fn form_of_insert(document: &[u8], abilities: TargetAbilities) -> Form {
         return Form::Classic;
     }
     let shape = shape(document);
-    if shape.empty_timestamp && !shape.duplicate_name {
-        Form::Literal
-    } else {
-        Form::Classic
+    match (shape.empty_timestamp, shape.duplicate_name) {
+        (false, _) => Form::Classic,
+        (true, false) => Form::Literal,
+        (true, true) => Form::Restored,
+    }
+}
+
+/// Whether the driver can represent an id that a reply repeats. An upsert's reply does; of what
+/// servers store not everything can be read by the driver (`facts` mongodb 3.1).
+fn is_readable(id: &Value) -> bool {
+    match id.kind {
+        kind::STRING => std::str::from_utf8(id.bytes.get(4..).unwrap_or_default()).is_ok(),
+        kind::BINARY => id.bytes.get(4) != Some(&2),
+        kind::DOUBLE | kind::BOOLEAN | kind::TIMESTAMP | kind::DECIMAL => true,
+        _ => id.is_plain(),
     }
 }
 
 /// Encodes all entities of one collection.
-pub fn encode<'a>(
-    collection: &str,
+pub fn encode<'a, 'b>(
+    collection: impl Into<Place<'b>>,
     entities: impl Iterator<Item = &'a Entity> + Clone,
     abilities: TargetAbilities,
 ) -> Vec<Command> {
+    let collection = collection.into();
+    let in_order = collection.in_order;
     let mut commands = Vec::new();
     let mut deletes = Builder::new("delete", "deletes", collection, abilities);
     let mut inserts = Builder::new("insert", "documents", collection, abilities);
@@ -74,7 +120,7 @@ pub fn encode<'a>(
         match &entity.outcome {
             Outcome::Delete => deletes.delete(&entity.id, &mut commands),
             Outcome::Replace { document, .. }
-                if form_of_replace(document, abilities) == Form::Anew =>
+                if form_of_replace(document, in_order, abilities) == Form::Anew =>
             {
                 deletes.delete(&entity.id, &mut commands);
             }
@@ -84,13 +130,9 @@ pub fn encode<'a>(
     deletes.flush(&mut commands);
     for entity in entities.clone() {
         match &entity.outcome {
-            Outcome::Insert { document, .. }
-                if form_of_insert(document, abilities) == Form::Classic =>
-            {
-                inserts.insert(document, &mut commands);
-            }
+            Outcome::Insert { document, .. } => inserts.insert(document, &mut commands),
             Outcome::Replace { document, .. }
-                if form_of_replace(document, abilities) == Form::Anew =>
+                if form_of_replace(document, in_order, abilities) == Form::Anew =>
             {
                 inserts.insert(document, &mut commands);
             }
@@ -101,64 +143,120 @@ pub fn encode<'a>(
     for entity in entities {
         match &entity.outcome {
             Outcome::Insert { document, deltas } => {
-                if form_of_insert(document, abilities) == Form::Literal {
-                    updates.replace(&entity.id, document, Form::Literal, true, &mut commands);
-                }
+                updates.keep_timestamps(&entity.id, document, &mut commands);
                 updates.deltas(&entity.id, deltas, &mut commands);
             }
             Outcome::Replace { document, deltas } => {
-                let form = form_of_replace(document, abilities);
+                let form = form_of_replace(document, in_order, abilities);
                 if form != Form::Anew {
                     updates.replace(&entity.id, document, form, false, &mut commands);
+                }
+                if matches!(form, Form::Anew | Form::Restored) {
+                    updates.keep_timestamps(&entity.id, document, &mut commands);
                 }
                 updates.deltas(&entity.id, deltas, &mut commands);
             }
             Outcome::Update(deltas) => updates.deltas(&entity.id, deltas, &mut commands),
-            Outcome::Delete | Outcome::Nothing | Outcome::Refetch => {}
+            Outcome::Delete | Outcome::Nothing | Outcome::Refetch | Outcome::Reconcile => {}
         }
     }
     updates.flush(&mut commands);
     commands
 }
 
-/// One statement that makes the document what it shall be, whatever is there now.
-pub fn put(
-    collection: &str,
+/// Whether the outcome can only be reached by inserting the document anew, at another place.
+pub fn moves(outcome: &Outcome, abilities: TargetAbilities) -> bool {
+    matches!(outcome, Outcome::Replace { document, .. }
+        if form_of_replace(document, true, abilities) == Form::Anew)
+}
+
+/// Statements that make the document what it shall be, whatever is there now.
+pub fn put<'a>(
+    collection: impl Into<Place<'a>>,
     id: &Value,
     document: &[u8],
     abilities: TargetAbilities,
 ) -> Vec<Command> {
-    let mut commands = Vec::new();
+    put_all(collection, [(id, document)], abilities)
+}
+
+/// As [`put`], for many documents of different ids.
+pub fn put_all<'a, 'd>(
+    collection: impl Into<Place<'a>>,
+    documents: impl IntoIterator<Item = (&'d Value, &'d [u8])>,
+    abilities: TargetAbilities,
+) -> Vec<Command> {
+    let collection = collection.into();
+    let (mut first, mut then, mut last) = (Vec::new(), Vec::new(), Vec::new());
+    let mut deletes = Builder::new("delete", "deletes", collection, abilities);
+    let mut inserts = Builder::new("insert", "documents", collection, abilities);
     let mut updates = Builder::new("update", "updates", collection, abilities);
-    let form = match form_of_replace(document, abilities) {
-        Form::Anew => {
-            let mut deletes = Builder::new("delete", "deletes", collection, abilities);
-            deletes.delete(id, &mut commands);
-            deletes.flush(&mut commands);
-            let mut inserts = Builder::new("insert", "documents", collection, abilities);
-            inserts.insert(document, &mut commands);
-            inserts.flush(&mut commands);
-            return commands;
+    for (id, document) in documents {
+        let form = form_of_replace(document, collection.in_order, abilities);
+        if form == Form::Anew || !is_readable(id) {
+            deletes.delete(id, &mut first);
+            inserts.insert(document, &mut then);
+            updates.keep_timestamps(id, document, &mut last);
+        } else {
+            updates.replace(id, document, form, true, &mut last);
+            if form == Form::Restored {
+                updates.keep_timestamps(id, document, &mut last);
+            }
         }
-        form => form,
-    };
-    updates.replace(id, document, form, true, &mut commands);
-    updates.flush(&mut commands);
+    }
+    deletes.flush(&mut first);
+    inserts.flush(&mut then);
+    updates.flush(&mut last);
+    first.extend(then);
+    first.extend(last);
+    first
+}
+
+/// Statements that put right what a plain insert has changed of this document.
+pub fn after_insert<'a>(
+    collection: impl Into<Place<'a>>,
+    document: &[u8],
+    abilities: TargetAbilities,
+) -> Vec<Command> {
+    let mut commands = Vec::new();
+    if let Some(id) = find(document, b"_id") {
+        let mut updates = Builder::new("update", "updates", collection.into(), abilities);
+        updates.keep_timestamps(&Value::of(id), document, &mut commands);
+        updates.flush(&mut commands);
+    }
     commands
 }
 
 /// One statement that removes the document, if it is there.
-pub fn remove(collection: &str, id: &Value, abilities: TargetAbilities) -> Vec<Command> {
+pub fn remove<'a>(
+    collection: impl Into<Place<'a>>,
+    id: &Value,
+    abilities: TargetAbilities,
+) -> Vec<Command> {
+    remove_all(collection, [id], abilities)
+}
+
+/// As [`remove`], for many documents.
+pub fn remove_all<'a, 'd>(
+    collection: impl Into<Place<'a>>,
+    ids: impl IntoIterator<Item = &'d Value>,
+    abilities: TargetAbilities,
+) -> Vec<Command> {
+    let collection = collection.into();
     let mut commands = Vec::new();
     let mut deletes = Builder::new("delete", "deletes", collection, abilities);
-    deletes.delete(id, &mut commands);
+    for id in ids {
+        deletes.delete(id, &mut commands);
+    }
     deletes.flush(&mut commands);
     commands
 }
 
 /// The entities of a batch, sorted by collection; the order within one is kept.
-pub fn by_collection(entities: &[Entity]) -> Vec<(CollectionIndex, Vec<&Entity>)> {
-    let mut groups: Vec<(CollectionIndex, Vec<&Entity>)> = Vec::new();
+pub fn by_collection<'a>(
+    entities: impl IntoIterator<Item = &'a Entity>,
+) -> Vec<(CollectionIndex, Vec<&'a Entity>)> {
+    let mut groups: Vec<(CollectionIndex, Vec<&'a Entity>)> = Vec::new();
     for entity in entities {
         match groups
             .iter_mut()
@@ -175,7 +273,7 @@ pub fn by_collection(entities: &[Entity]) -> Vec<(CollectionIndex, Vec<&Entity>)
 struct Builder<'a> {
     name: &'static str,
     array: &'static str,
-    collection: &'a str,
+    collection: Place<'a>,
     abilities: TargetAbilities,
     open: Option<(Encoder, Open, Open)>,
     statements: usize,
@@ -185,7 +283,7 @@ impl<'a> Builder<'a> {
     fn new(
         name: &'static str,
         array: &'static str,
-        collection: &'a str,
+        collection: Place<'a>,
         abilities: TargetAbilities,
     ) -> Self {
         Self {
@@ -211,7 +309,7 @@ impl<'a> Builder<'a> {
         if full {
             self.flush(commands);
         }
-        let (name, array, collection) = (self.name, self.array, self.collection);
+        let (name, array, collection) = (self.name, self.array, self.collection.name);
         let (encoder, ..) = self.open.get_or_insert_with(|| {
             let mut encoder = Encoder::with_capacity(size.max(1024) + 256);
             let root = encoder.begin();
@@ -275,6 +373,46 @@ impl<'a> Builder<'a> {
         );
     }
 
+    /// Puts right what an insert has changed: it sets empty timestamps to now.
+    fn keep_timestamps(&mut self, id: &Value, document: &[u8], commands: &mut Vec<Command>) {
+        match form_of_insert(document, self.abilities) {
+            Form::Literal => self.replace(id, document, Form::Literal, false, commands),
+            Form::Restored => self.set_empty_timestamps(id, document, commands),
+            Form::Classic | Form::Anew => {}
+        }
+    }
+
+    /// `{$set: {t: Timestamp(0, 0), …}}`. Names that mean something else in `$set`, and a second
+    /// field of one name, cannot be reached so (docs/limits.md).
+    fn set_empty_timestamps(&mut self, id: &Value, document: &[u8], commands: &mut Vec<Command>) {
+        let mut names: Vec<&[u8]> = Elements::new(document)
+            .map_while(Result::ok)
+            .map(|element| element.name)
+            .filter(|name| harmless(name).is_some())
+            .filter(|name| find(document, name).is_some_and(|first| is_empty_timestamp(&first)))
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        if names.is_empty() {
+            return;
+        }
+        let size = names.iter().map(|name| name.len() + 16).sum::<usize>();
+        self.statement(size + id.bytes.len() + 96, commands, |encoder, index| {
+            let statement = encoder.begin_element(index);
+            let query = encoder.begin_document("q");
+            encoder.raw(id.kind, b"_id", &id.bytes);
+            encoder.end(query);
+            let update = encoder.begin_document("u");
+            let set = encoder.begin_document("$set");
+            for name in &names {
+                encoder.raw(kind::TIMESTAMP, name, &[0; 8]);
+            }
+            encoder.end(set);
+            encoder.end(update);
+            encoder.end(statement);
+        });
+    }
+
     fn deltas(&mut self, id: &Value, deltas: &Deltas, commands: &mut Vec<Command>) {
         for step in 0..deltas.statements() {
             let size = deltas.bytes_of(step) + id.bytes.len() + 96;
@@ -297,6 +435,12 @@ impl<'a> Builder<'a> {
                 encoder.bool("bypassEmptyTsReplacement", true);
             }
         }
+        if let Some(uuid) = self.collection.outside {
+            encoder.uuid("collectionUUID", uuid);
+            let concern = encoder.begin_document("writeConcern");
+            encoder.string("w", "majority");
+            encoder.end(concern);
+        }
         encoder.end(root);
         commands.push(Command {
             body: encoder.finish(),
@@ -309,7 +453,7 @@ impl<'a> Builder<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bson::{Bson, Document, Timestamp, doc};
+    use bson::{Bson, Document, Timestamp, doc, rawdoc};
 
     const OLD: TargetAbilities = TargetAbilities {
         internal_delta: true,
@@ -370,12 +514,90 @@ mod tests {
             time: 0,
             increment: 0,
         };
-        let commands = encoded(&[entity(1, replace(&doc! {"_id": 1, "t": zero}))]);
-        let statement = commands[0].get_array("updates").unwrap()[0].as_document();
-        assert!(statement.unwrap().get_array("u").is_ok());
-        let commands = encoded(&[entity(1, replace(&doc! {"_id": 1, "$a": 1}))]);
-        let statement = commands[0].get_array("updates").unwrap()[0].as_document();
-        assert!(statement.unwrap().get_array("u").is_ok());
+        let with_zero = doc! {"_id": 1, "t": zero};
+        let updates = encoded(&[entity(1, replace(&with_zero))]);
+        let updates = updates[0].get_array("updates").unwrap();
+        let statement = |n: usize| updates[n].as_document().unwrap();
+        assert_eq!(statement(0).get_document("u").unwrap(), &with_zero);
+        assert!(statement(1).get_array("u").is_ok());
+        let with_dollar = [entity(1, replace(&doc! {"_id": 1, "$a": 1}))];
+        let names = |commands: &[Command]| -> Vec<String> {
+            let first = commands.iter().map(|command| command.body.iter().next());
+            first
+                .map(|first| first.unwrap().unwrap().0.as_str().to_owned())
+                .collect()
+        };
+        let commands = encode("c", with_dollar.iter(), OLD);
+        assert_eq!(names(&commands), ["delete", "insert"]);
+        let new = TargetAbilities {
+            keeps_empty_timestamps: true,
+            ..OLD
+        };
+        let capped = Place {
+            in_order: true,
+            ..Place::from("c")
+        };
+        assert_eq!(names(&encode(capped, with_dollar.iter(), new)), ["update"]);
+        assert!(!moves(&with_dollar[0].outcome, new));
+        assert!(moves(&with_dollar[0].outcome, OLD));
+    }
+
+    #[test]
+    fn a_name_twice_meets_no_pipeline() {
+        let twice = rawdoc! {"_id": 1, "a": 1, "t": zero(), "a": 2, "p.q": zero()};
+        let updates = put("c", &entity(1, Outcome::Delete).id, twice.as_bytes(), OLD);
+        let all: Vec<Document> = updates
+            .iter()
+            .flat_map(|command| {
+                let command = Document::try_from(command.body.clone()).unwrap();
+                let updates = command.get_array("updates").unwrap().clone();
+                updates
+                    .into_iter()
+                    .map(|update| update.as_document().unwrap().clone())
+            })
+            .collect();
+        assert_eq!(all.len(), 2);
+        assert_eq!(
+            all[1].get_document("u").unwrap(),
+            &doc! {"$set": {"t": zero()}}
+        );
+    }
+
+    #[test]
+    fn an_id_that_no_driver_reads_is_never_upserted() {
+        for (kind, bytes) in [
+            (kind::STRING, vec![2, 0, 0, 0, 0xFF, 0]),
+            (kind::BINARY, vec![1, 0, 0, 0, 2, 9]),
+            (kind::DOCUMENT, vec![5, 0, 0, 0, 0]),
+        ] {
+            let id = Value { kind, bytes };
+            let commands = put("c", &id, rawdoc! {"_id": 1}.as_bytes(), OLD);
+            let names = commands.iter().map(|command| {
+                let (name, _) = command.body.iter().next().unwrap().unwrap();
+                name.as_str()
+            });
+            assert_eq!(names.collect::<Vec<_>>(), ["delete", "insert"]);
+        }
+    }
+
+    fn zero() -> Timestamp {
+        Timestamp {
+            time: 0,
+            increment: 0,
+        }
+    }
+
+    #[test]
+    fn every_insert_has_its_place() {
+        let insert = |id: i32, stamp: Bson| {
+            let document = doc! {"_id": id, "t": stamp}.to_vec().unwrap();
+            let deltas = Deltas::default();
+            entity(id, Outcome::Insert { document, deltas })
+        };
+        let entities = [insert(1, zero().into()), insert(2, Bson::Null)];
+        let commands = encode("c", entities.iter(), OLD);
+        let expected: Vec<i64> = commands.iter().map(|command| command.expected).collect();
+        assert_eq!(expected, [2, 1]);
     }
 
     #[test]

@@ -5,20 +5,64 @@
 
 use bson::{Document, doc};
 
-use crate::engine::catalog::{list_indexes, target_index};
 use crate::engine::command::Commands;
 use crate::engine::error::{Error, Result, Side, code};
+use crate::engine::state::uuid_of;
+use crate::engine::stream::event::Uuid;
+use crate::engine::writes::Write;
+
+/// Scripts for `$where` and `$function`.
+const SCRIPTS: &str = "system.js";
+
+/// What they are called for the moment until they are dropped; after a crash in that moment, until
+/// they are dropped again.
+pub const DROPPED: &str = "mongomirror.dropped";
 
 /// Creates a collection or a view with these options.
 ///
 /// # Errors
 /// What the exchange met, other than that it is there already.
 pub async fn create(target: &Commands, name: &str, options: &Document) -> Result<()> {
+    let mut options = options.clone();
+    // Servers make such a collection from a clustered one only, and not at once.
+    let size = match options.get_bool("capped") {
+        Ok(true) if options.contains_key("clusteredIndex") => {
+            options.remove("capped");
+            options.remove("size")
+        }
+        _ => None,
+    };
     let mut command = doc! {"create": name};
-    command.extend(options.clone());
+    command.extend(options);
     command.insert("writeConcern", doc! {"w": "majority"});
-    let outcome = target.run("create a collection", command).await;
-    unless(outcome, &[code::NAMESPACE_EXISTS])
+    let outcome = target.write(Write::CreateCollection, command).await;
+    unless(outcome, &[code::NAMESPACE_EXISTS])?;
+    let Some(size) = size else {
+        return Ok(());
+    };
+    let concern = doc! {"w": "majority"};
+    let convert = doc! {"convertToCapped": name, "size": size, "writeConcern": concern};
+    target.write(Write::CreateCollection, convert).await?;
+    Ok(())
+}
+
+/// A collection's UUID on the target, if it is there.
+///
+/// # Errors
+/// What the exchange met.
+pub async fn uuid(target: &Commands, name: &str) -> Result<Option<Uuid>> {
+    let command = doc! {"listCollections": 1, "filter": {"name": name}};
+    let reply = target.read("look at a collection", command).await?;
+    let uuid = |reply: &Document| {
+        let batch = reply
+            .get_document("cursor")
+            .ok()?
+            .get_array("firstBatch")
+            .ok()?;
+        let info = batch.first()?.as_document()?.get_document("info").ok()?;
+        uuid_of(info.get("uuid")?)
+    };
+    Ok(uuid(&reply))
 }
 
 /// Drops a collection or a view.
@@ -26,9 +70,19 @@ pub async fn create(target: &Commands, name: &str, options: &Document) -> Result
 /// # Errors
 /// What the exchange met, other than that it is gone already.
 pub async fn drop(target: &Commands, name: &str) -> Result<()> {
+    let mut name = name;
+    if name == SCRIPTS {
+        // May not be dropped under its own name, but under another one.
+        rename(target, SCRIPTS, DROPPED).await?;
+        name = DROPPED;
+    }
     let command = doc! {"drop": name, "writeConcern": {"w": "majority"}};
-    let outcome = target.run("drop a collection", command).await;
-    unless(outcome, &[code::NAMESPACE_NOT_FOUND])
+    let outcome = target.write(Write::DropCollection, command).await;
+    // What may not be called so is not there.
+    unless(
+        outcome,
+        &[code::NAMESPACE_NOT_FOUND, code::INVALID_NAMESPACE],
+    )
 }
 
 /// Renames a collection, over another one if there is one.
@@ -47,7 +101,7 @@ pub async fn rename(target: &Commands, from: &str, to: &str) -> Result<()> {
         side: Side::Target,
         db: target.db.client().database("admin"),
     };
-    let outcome = admin.run("rename a collection", command).await;
+    let outcome = admin.write(Write::RenameCollection, command).await;
     unless(outcome, &[code::NAMESPACE_NOT_FOUND])
 }
 
@@ -59,79 +113,7 @@ pub async fn modify(target: &Commands, name: &str, changes: &Document) -> Result
     let mut command = doc! {"collMod": name};
     command.extend(changes.clone());
     command.insert("writeConcern", doc! {"w": "majority"});
-    target.run_long("change a collection", command).await?;
-    Ok(())
-}
-
-/// An index that could not be built, with the server's reason.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct IndexProblem {
-    /// The index's name.
-    pub index: String,
-    /// Why it is not there, or what is different about it.
-    pub reason: String,
-}
-
-/// Builds indexes as specified on the source; returns those that are not there, or not the same.
-///
-/// # Errors
-/// If the target could not be reached. An index that the server refuses is no error: it is
-/// reported, and the mirror goes on.
-pub async fn create_indexes(
-    target: &Commands,
-    name: &str,
-    indexes: &[Document],
-    collated: bool,
-) -> Result<Vec<IndexProblem>> {
-    let mut problems = Vec::new();
-    for index in indexes {
-        let (spec, differs) = target_index(index, collated);
-        let index_name = spec.get_str("name").unwrap_or_default().to_owned();
-        let mut outcome = build(target, name, &spec).await;
-        if let Err(error) = &outcome
-            && matches!(
-                error.code(),
-                Some(code::INDEX_OPTIONS_CONFLICT | code::INDEX_KEY_SPECS_CONFLICT)
-            )
-        {
-            // What the source says now decides: the old one has to go.
-            drop_conflicting(target, name, &spec).await?;
-            outcome = build(target, name, &spec).await;
-        }
-        match outcome {
-            Ok(()) => {}
-            Err(error) if !error.is_refused_definition() => return Err(error),
-            Err(error) => problems.push(IndexProblem {
-                index: index_name.clone(),
-                reason: error.to_string(),
-            }),
-        }
-        if let Some(reason) = differs {
-            problems.push(IndexProblem {
-                index: index_name,
-                reason: reason.to_owned(),
-            });
-        }
-    }
-    Ok(problems)
-}
-
-async fn build(target: &Commands, name: &str, spec: &Document) -> Result<()> {
-    let command = doc! {
-        "createIndexes": name,
-        "indexes": [spec],
-        "writeConcern": {"w": "majority"},
-    };
-    target.run_long("build an index", command).await?;
-    Ok(())
-}
-
-async fn drop_conflicting(target: &Commands, name: &str, spec: &Document) -> Result<()> {
-    for there in list_indexes(&target.db, name, Side::Target).await? {
-        if there.get("name") == spec.get("name") || there.get("key") == spec.get("key") {
-            drop_index(target, name, there.get_str("name").unwrap_or_default()).await?;
-        }
-    }
+    target.write_long(Write::ModifyCollection, command).await?;
     Ok(())
 }
 
@@ -141,7 +123,7 @@ async fn drop_conflicting(target: &Commands, name: &str, spec: &Document) -> Res
 /// What the exchange met, other than that it is gone already.
 pub async fn drop_index(target: &Commands, name: &str, index: &str) -> Result<()> {
     let command = doc! {"dropIndexes": name, "index": index, "writeConcern": {"w": "majority"}};
-    let outcome = target.run("drop an index", command).await;
+    let outcome = target.write(Write::DropIndex, command).await;
     unless(outcome, &[code::INDEX_NOT_FOUND, code::NAMESPACE_NOT_FOUND])
 }
 

@@ -49,16 +49,7 @@ struct Set {
 impl Deltas {
     /// Adds one update, merging it with what is there. Returns the bytes it took more.
     pub fn push(&mut self, raw_update: &[u8]) -> usize {
-        if let Some(plain) = Plain::parse(raw_update) {
-            let more = plain.bytes();
-            match self.steps.last_mut() {
-                Some(Step::Plain(last)) => {
-                    if let Some(rest) = last.merge(plain) {
-                        self.steps.push(Step::Plain(rest));
-                    }
-                }
-                _ => self.steps.push(Step::Plain(plain)),
-            }
+        if let Some(more) = self.push_plain(raw_update) {
             return more;
         }
         match self.steps.last_mut() {
@@ -68,6 +59,21 @@ impl Deltas {
             _ => self.steps.push(Step::Raw(vec![raw_update.to_vec()])),
         }
         raw_update.len()
+    }
+
+    /// As [`Self::push`], but nothing if the update has no plain form.
+    pub fn push_plain(&mut self, raw_update: &[u8]) -> Option<usize> {
+        let plain = Plain::parse(raw_update)?;
+        let more = plain.bytes();
+        match self.steps.last_mut() {
+            Some(Step::Plain(last)) => {
+                if let Some(rest) = last.merge(plain) {
+                    self.steps.push(Step::Plain(rest));
+                }
+            }
+            _ => self.steps.push(Step::Plain(plain)),
+        }
+        Some(more)
     }
 
     /// No updates at all.
@@ -233,7 +239,7 @@ impl Set {
 
 /// A name that means the same in a dotted path: neither empty, nor with a dot, nor a number
 /// (an array index), nor an operator.
-fn harmless(name: &[u8]) -> Option<&str> {
+pub(super) fn harmless(name: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(name).ok()?;
     let harmless = !text.is_empty()
         && !text.starts_with('$')

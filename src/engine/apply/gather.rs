@@ -11,10 +11,15 @@ use super::delta::Deltas;
 use crate::engine::bson::order::Value;
 use crate::engine::bson::scan::{Element, find};
 use crate::engine::position::Position;
+use crate::engine::state::Way;
 use crate::engine::stream::event::{Event, Operation};
 
 /// Bytes that a document's entry takes beside its content.
 const ENTRY: usize = 160;
+
+/// What is reckoned for a document that was too large for its event: it may have 16 MiB itself, or
+/// be a small one that changed in very many places.
+const LARGE: usize = 4 << 20;
 
 /// Which collection, as an index into the catalog.
 pub type CollectionIndex = u32;
@@ -44,6 +49,39 @@ pub enum Outcome {
     Nothing,
     /// To be read again from the source at the batch's cluster time.
     Refetch,
+    /// To be compared with the source at the batch's cluster time, and put right if it differs:
+    /// nothing is known of what the target holds. Stays so whatever else happens to the document.
+    Reconcile,
+}
+
+impl Outcome {
+    /// Whether the document was there before the batch, where that is known.
+    pub fn was_there(&self) -> Option<bool> {
+        match self {
+            Self::Insert { .. } | Self::Nothing => Some(false),
+            Self::Replace { .. } | Self::Update(_) | Self::Delete => Some(true),
+            Self::Refetch | Self::Reconcile => None,
+        }
+    }
+
+    /// Whether the source has to be asked.
+    pub fn is_asked(&self) -> bool {
+        matches!(self, Self::Refetch | Self::Reconcile)
+    }
+}
+
+/// How events are taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Form {
+    /// Each as it is; the deltas of updates are exact.
+    Deltas,
+    /// The same, but changed documents are read again where a delta would need a pipeline.
+    PlainDeltas,
+    /// Changed documents are read again; inserted, replaced and deleted ones are as their events
+    /// say.
+    Documents,
+    /// Every document is read again: the target may hold a later state of it than its events.
+    ReadAgain,
 }
 
 /// One document of a batch.
@@ -55,6 +93,24 @@ pub struct Entity {
     pub id: Value,
     /// What becomes of it.
     pub outcome: Outcome,
+}
+
+impl Entity {
+    /// The source is asked, and not less than it already is.
+    fn ask(&mut self, outcome: Outcome) {
+        if self.outcome != Outcome::Reconcile {
+            self.outcome = outcome;
+        }
+    }
+
+    /// The same document, with another outcome.
+    pub fn becomes(&self, outcome: Outcome) -> Self {
+        Self {
+            collection: self.collection,
+            id: self.id.clone(),
+            outcome,
+        }
+    }
 }
 
 /// How many events of which kind.
@@ -69,6 +125,14 @@ pub struct Counts {
 }
 
 impl Counts {
+    fn note(&mut self, operation: Operation) {
+        match operation {
+            Operation::Insert => self.inserts += 1,
+            Operation::Delete => self.deletes += 1,
+            _ => self.updates += 1,
+        }
+    }
+
     /// All events.
     pub fn total(&self) -> u64 {
         self.inserts + self.updates + self.deletes
@@ -86,12 +150,18 @@ pub struct RangeDone {
     pub update: bson::Document,
 }
 
-/// Everything that is written in one transaction.
+/// Everything that is written in one transaction, and before it.
 #[derive(Default, Debug)]
 pub struct Batch {
-    entities: Vec<Entity>,
-    index: HashMap<(CollectionIndex, Value), usize>,
-    bytes: usize,
+    /// What the transaction writes.
+    inside: Documents,
+    /// System collections, which no transaction may write.
+    loose: Documents,
+    /// Capped collections, which no transaction may write either, in the order of insertion.
+    in_order: Documents,
+    /// Changes of capped collections that their copy may have seen already; one by one, in order,
+    /// before those in `in_order`.
+    window: Vec<Entity>,
     /// The events in it.
     pub counts: Counts,
     /// Ranges that this batch completes.
@@ -100,57 +170,73 @@ pub struct Batch {
     pub position: Option<Position>,
 }
 
+/// Where an event's document is, and how it may be written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Home {
+    /// Its collection.
+    pub collection: CollectionIndex,
+    /// How that is written.
+    pub way: Way,
+    /// How its events are taken.
+    pub form: Form,
+}
+
 impl Batch {
-    /// The documents, in the order of their first event.
+    /// The documents of the transaction, in the order of their first event.
     pub fn entities(&self) -> &[Entity] {
-        &self.entities
+        &self.inside.entities
+    }
+
+    /// The documents that are written before the transaction.
+    pub fn outside(&self) -> impl Iterator<Item = &Entity> {
+        self.loose.entities.iter().chain(&self.in_order.entities)
+    }
+
+    /// What is written before even those, one by one.
+    pub fn window(&self) -> &[Entity] {
+        &self.window
+    }
+
+    /// How many documents.
+    pub fn len(&self) -> usize {
+        let documents = [&self.inside, &self.loose, &self.in_order];
+        let merged: usize = documents.iter().map(|some| some.entities.len()).sum();
+        merged + self.window.len()
     }
 
     /// Roughly the memory it takes.
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.inside.bytes + self.loose.bytes + self.in_order.bytes
     }
 
     /// Nothing but perhaps a position.
     pub fn is_empty(&self) -> bool {
-        self.entities.is_empty() && self.ranges_done.is_empty()
+        self.len() == 0 && self.ranges_done.is_empty()
     }
 
-    /// Adds a document event. `refetch` leaves updates to the source's own state.
+    /// Adds a document event.
     ///
     /// # Errors
     /// Says what the event lacks.
-    pub fn add(
-        &mut self,
-        collection: CollectionIndex,
-        event: &Event<'_>,
-        refetch: bool,
-    ) -> Result<(), &'static str> {
-        let id = event.id.ok_or("no documentKey._id")?;
-        match event.operation {
-            Operation::Insert => {
-                let document = event.full_document.ok_or("no fullDocument")?;
-                self.counts.inserts += 1;
-                self.set(collection, id, Some(document));
-            }
-            Operation::Replace => {
-                let document = event.full_document.ok_or("no fullDocument")?;
-                self.counts.updates += 1;
-                self.replace(collection, id, document);
-            }
-            Operation::Delete => {
-                self.counts.deletes += 1;
-                self.set(collection, id, None);
-            }
-            Operation::Update => {
-                self.counts.updates += 1;
-                match event.raw_update {
-                    Some(raw) if !refetch => self.update(collection, id, raw),
-                    _ => self.refetch(collection, id),
-                }
-            }
-            _ => return Err("not a document event"),
+    pub fn add(&mut self, home: Home, event: &Event<'_>) -> Result<(), &'static str> {
+        self.counts.note(event.operation);
+        match home.way {
+            Way::Transactional => self.inside.add(home, event),
+            Way::Loose => self.loose.add(home, event),
+            Way::InOrder => self.in_order.add(home, event),
         }
+    }
+
+    /// Adds an event of a capped collection that its copy may have seen already.
+    ///
+    /// # Errors
+    /// Says what the event lacks.
+    pub fn add_to_window(&mut self, home: Home, event: &Event<'_>) -> Result<(), &'static str> {
+        self.counts.note(event.operation);
+        let mut one = Documents::default();
+        one.add(home, event)?;
+        self.in_order.bytes += one.bytes;
+        self.window.extend(one.entities);
         Ok(())
     }
 
@@ -160,8 +246,107 @@ impl Batch {
         self.counts.inserts += waiting.counts.inserts;
         self.counts.updates += waiting.counts.updates;
         self.counts.deletes += waiting.counts.deletes;
-        self.bytes += waiting.bytes;
         self.ranges_done.extend(waiting.ranges_done);
+        self.inside.absorb(waiting.inside);
+        self.loose.absorb(waiting.loose);
+        self.in_order.absorb(waiting.in_order);
+        self.window.extend(waiting.window);
+    }
+
+    /// A document is compared with the source, whether it is in the batch or not. That of a capped
+    /// collection has its place, and cannot be.
+    pub fn reconcile(&mut self, home: Home, id: &Value) {
+        let documents = match home.way {
+            Way::Transactional => &mut self.inside,
+            Way::Loose => &mut self.loose,
+            Way::InOrder => return,
+        };
+        let id = Element {
+            kind: id.kind,
+            name: b"_id",
+            value: &id.bytes,
+        };
+        let entity = documents.entity(home.collection, id, || Outcome::Reconcile);
+        entity.outcome = Outcome::Reconcile;
+    }
+
+    /// As [`Self::reconcile`], for an event.
+    pub fn compare(&mut self, home: Home, event: &Event<'_>, id: Element<'_>) {
+        self.counts.note(event.operation);
+        self.reconcile(home, &Value::of(id));
+    }
+
+    /// Whether the batch's transaction writes this document.
+    pub fn holds(&self, collection: CollectionIndex, id: &Value) -> bool {
+        self.inside.index.contains_key(&(collection, id.clone()))
+    }
+
+    /// All documents of the batch are read from the source, whatever their events say. Not those of
+    /// capped collections: they are never read again one by one, and so never ahead.
+    pub fn read_all_again(&mut self) {
+        for entity in self
+            .inside
+            .entities
+            .iter_mut()
+            .chain(&mut self.loose.entities)
+        {
+            entity.ask(Outcome::Refetch);
+        }
+    }
+}
+
+/// Documents with their events merged.
+#[derive(Default, Debug)]
+struct Documents {
+    entities: Vec<Entity>,
+    index: HashMap<(CollectionIndex, Value), usize>,
+    bytes: usize,
+}
+
+impl Documents {
+    fn add(&mut self, home: Home, event: &Event<'_>) -> Result<(), &'static str> {
+        let id = event.id.ok_or("no documentKey._id")?;
+        let collection = home.collection;
+        let in_order = home.way == Way::InOrder;
+        match event.operation {
+            operation
+                if (event.slim || home.form == Form::ReadAgain) && operation.is_document() =>
+            {
+                if event.slim {
+                    self.bytes += LARGE;
+                }
+                self.refetch(collection, id);
+            }
+            Operation::Insert => {
+                let document = event.full_document.ok_or("no fullDocument")?;
+                if in_order {
+                    // Its place is behind all that were inserted before it, whatever was there.
+                    self.index.remove(&(collection, Value::of(id)));
+                }
+                self.set(collection, id, Some(document));
+            }
+            Operation::Replace if in_order => {
+                let document = event.full_document.ok_or("no fullDocument")?;
+                self.replace_in_place(collection, id, document);
+            }
+            Operation::Replace => {
+                let document = event.full_document.ok_or("no fullDocument")?;
+                self.replace(collection, id, document);
+            }
+            Operation::Delete => self.set(collection, id, None),
+            Operation::Update => match event.raw_update {
+                Some(raw) if matches!(home.form, Form::Deltas | Form::PlainDeltas) => {
+                    self.update(home, id, raw);
+                }
+                _ => self.refetch(collection, id),
+            },
+            _ => return Err("not a document event"),
+        }
+        Ok(())
+    }
+
+    fn absorb(&mut self, waiting: Self) {
+        self.bytes += waiting.bytes;
         for entity in waiting.entities {
             let key = (entity.collection, entity.id.clone());
             self.index.insert(key, self.entities.len());
@@ -177,23 +362,27 @@ impl Batch {
                 self.set(collection, id, None);
                 self.set(collection, new, Some(document));
             }
-            _ => {
-                let entity = self.entity(collection, id, || Outcome::Replace {
-                    document: Vec::new(),
-                    deltas: Deltas::default(),
-                });
-                let deltas = Deltas::default();
-                let document = document.to_vec();
-                let more = document.len();
-                entity.outcome = match entity.outcome {
-                    Outcome::Insert { .. } | Outcome::Nothing => {
-                        Outcome::Insert { document, deltas }
-                    }
-                    _ => Outcome::Replace { document, deltas },
-                };
-                self.bytes += more;
-            }
+            _ => self.replace_in_place(collection, id, document),
         }
+    }
+
+    fn replace_in_place(&mut self, collection: CollectionIndex, id: Element<'_>, document: &[u8]) {
+        let entity = self.entity(collection, id, || Outcome::Replace {
+            document: Vec::new(),
+            deltas: Deltas::default(),
+        });
+        // What the source has, has this too.
+        if entity.outcome.is_asked() {
+            return;
+        }
+        let deltas = Deltas::default();
+        let document = document.to_vec();
+        let more = document.len();
+        entity.outcome = match entity.outcome {
+            Outcome::Insert { .. } | Outcome::Nothing => Outcome::Insert { document, deltas },
+            _ => Outcome::Replace { document, deltas },
+        };
+        self.bytes += more;
     }
 
     /// The document is inserted, or (without `document`) deleted.
@@ -204,6 +393,9 @@ impl Batch {
             Some(_) => Outcome::Nothing,
             None => Outcome::Delete,
         });
+        if entity.outcome.is_asked() {
+            return;
+        }
         let was_absent = matches!(entity.outcome, Outcome::Insert { .. } | Outcome::Nothing);
         entity.outcome = match (document, was_absent) {
             (Some(document), absent) => {
@@ -220,32 +412,34 @@ impl Batch {
         self.bytes += more;
     }
 
-    fn update(&mut self, collection: CollectionIndex, id: Element<'_>, raw: &[u8]) {
-        let entity = self.entity(collection, id, || Outcome::Update(Deltas::default()));
+    fn update(&mut self, home: Home, id: Element<'_>, raw: &[u8]) {
+        let entity = self.entity(home.collection, id, || Outcome::Update(Deltas::default()));
         let more = match &mut entity.outcome {
             Outcome::Insert { deltas, .. }
             | Outcome::Replace { deltas, .. }
-            | Outcome::Update(deltas) => deltas.push(raw),
+            | Outcome::Update(deltas) => {
+                if home.form == Form::Deltas {
+                    deltas.push(raw)
+                } else if let Some(more) = deltas.push_plain(raw) {
+                    more
+                } else {
+                    entity.outcome = Outcome::Refetch;
+                    0
+                }
+            }
             // An update of a document that the stream said is gone: let the source decide.
             Outcome::Delete | Outcome::Nothing => {
                 entity.outcome = Outcome::Refetch;
                 0
             }
-            Outcome::Refetch => 0,
+            Outcome::Refetch | Outcome::Reconcile => 0,
         };
         self.bytes += more;
     }
 
-    /// A document that is in the batch is read from the source instead.
-    pub fn read_again(&mut self, collection: CollectionIndex, id: &Value) {
-        if let Some(at) = self.index.get(&(collection, id.clone())) {
-            self.entities[*at].outcome = Outcome::Refetch;
-        }
-    }
-
     fn refetch(&mut self, collection: CollectionIndex, id: Element<'_>) {
         let entity = self.entity(collection, id, || Outcome::Refetch);
-        entity.outcome = Outcome::Refetch;
+        entity.ask(Outcome::Refetch);
     }
 
     fn entity(
@@ -280,19 +474,33 @@ mod tests {
     use bson::{Document, RawDocument, doc};
 
     fn outcome_of(events: &[Document]) -> Vec<Outcome> {
+        outcomes(events, Form::Deltas)
+    }
+
+    fn outcomes(events: &[Document], form: Form) -> Vec<Outcome> {
+        gathered(events, Way::Transactional, form)
+            .inside
+            .entities
+            .into_iter()
+            .map(|entity| entity.outcome)
+            .collect()
+    }
+
+    fn gathered(events: &[Document], way: Way, form: Form) -> Batch {
+        let home = Home {
+            collection: 0,
+            way,
+            form,
+        };
         let mut batch = Batch::default();
         for event in events {
             let mut whole = doc! {"_id": {"_data": "82"}};
             whole.extend(event.clone());
             let raw = whole.to_vec().unwrap();
             let event = parse(RawDocument::from_bytes(&raw).unwrap()).unwrap();
-            batch.add(0, &event, false).unwrap();
+            batch.add(home, &event).unwrap();
         }
         batch
-            .entities
-            .into_iter()
-            .map(|entity| entity.outcome)
-            .collect()
     }
 
     fn insert(document: Document) -> Document {
@@ -375,9 +583,88 @@ mod tests {
     }
 
     #[test]
+    fn what_needs_a_pipeline_can_be_read_again_instead() {
+        let plain = update(1, doc! {"u": {"a": 1}});
+        let appended = update(1, doc! {"i": {"b": 1}});
+        assert!(matches!(
+            outcomes(std::slice::from_ref(&plain), Form::PlainDeltas).as_slice(),
+            [Outcome::Update(_)]
+        ));
+        let both = [plain, appended];
+        assert_eq!(outcomes(&both, Form::PlainDeltas), [Outcome::Refetch]);
+        assert!(matches!(outcome_of(&both).as_slice(), [Outcome::Update(_)]));
+    }
+
+    #[test]
     fn an_update_without_its_raw_delta_is_read_again() {
         let mut event = update(1, doc! {});
         event.remove("rawUpdateDescription");
         assert_eq!(outcome_of(&[event]), [Outcome::Refetch]);
+    }
+
+    #[test]
+    fn in_a_capped_collection_an_insert_is_always_the_last() {
+        let again = [
+            insert(doc! {"_id": 1}),
+            insert(doc! {"_id": 2}),
+            delete(1),
+            insert(doc! {"_id": 1, "again": true}),
+            update(1, doc! {"u": {"again": false}}),
+        ];
+        let batch = gathered(&again, Way::InOrder, Form::Deltas);
+        assert!(batch.entities().is_empty());
+        let outcomes: Vec<_> = batch.outside().map(|one| &one.outcome).collect();
+        let [
+            Outcome::Nothing,
+            Outcome::Insert { .. },
+            Outcome::Insert { document, deltas },
+        ] = outcomes.as_slice()
+        else {
+            panic!("{outcomes:?}");
+        };
+        assert_eq!(document, &bytes(doc! {"_id": 1, "again": true}));
+        assert!(!deltas.is_empty());
+    }
+
+    #[test]
+    fn in_a_capped_collection_a_replace_keeps_the_place() {
+        let batch = gathered(&[replace(1, doc! {"_id": 1.0})], Way::InOrder, Form::Deltas);
+        assert!(matches!(
+            batch.in_order.entities[0].outcome,
+            Outcome::Replace { .. }
+        ));
+        assert_eq!(batch.outside().count(), 1);
+    }
+
+    #[test]
+    fn a_document_that_is_read_again_is_so_whatever_follows() {
+        let mut slim = insert(doc! {"_id": 1});
+        slim.remove("fullDocument");
+        slim.insert("mongomirrorSlim", true);
+        let events = [
+            slim,
+            update(1, doc! {"u": {"a": 1}}),
+            replace(1, doc! {"_id": 1}),
+            delete(1),
+            insert(doc! {"_id": 1}),
+        ];
+        for n in 1..=events.len() {
+            assert_eq!(outcome_of(&events[..n]), [Outcome::Refetch]);
+        }
+    }
+
+    #[test]
+    fn as_long_as_documents_are_ahead_all_are_read_again() {
+        let events = [insert(doc! {"_id": 1}), delete(2), update(3, doc! {})];
+        let all = [Outcome::Refetch, Outcome::Refetch, Outcome::Refetch];
+        assert_eq!(outcomes(&events, Form::ReadAgain), all);
+    }
+
+    #[test]
+    fn without_deltas_only_changed_documents_are_read_again() {
+        let events = [insert(doc! {"_id": 1}), delete(2), update(3, doc! {})];
+        let outcomes = outcomes(&events, Form::Documents);
+        assert!(matches!(outcomes[0], Outcome::Insert { .. }));
+        assert_eq!(outcomes[1..], [Outcome::Delete, Outcome::Refetch]);
     }
 }

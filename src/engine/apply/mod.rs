@@ -1,7 +1,12 @@
 //! From change events to writes on the target.
 
+mod anew;
 pub mod commands;
 pub mod ddl;
 pub mod delta;
+mod documents;
 pub mod gather;
+pub mod indexes;
+mod outside;
+mod refused;
 pub mod writer;

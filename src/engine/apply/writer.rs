@@ -1,35 +1,38 @@
 //! Writes a batch in one transaction, the checkpoint inside.
 
-use std::collections::HashMap;
-use std::time::Duration;
+use std::collections::{HashMap, HashSet};
 
 use bson::Document;
-use mongodb::error::{TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT};
 use mongodb::{ClientSession, Database};
 
-use super::commands::{Command, by_collection, encode, put, remove};
+use super::commands::{by_collection, encode};
 use super::gather::{Batch, CollectionIndex, Entity, Outcome};
+use super::refused::{healed, within_room};
 use crate::engine::command::{COMMAND_LIMIT, Commands, number, within};
 use crate::engine::connection::probe::TargetAbilities;
 use crate::engine::error::{Error, Result, Side, code};
-use crate::engine::position::Position;
-use crate::engine::repair::fetch;
-use crate::engine::state::{Ahead, StateStore};
+use crate::engine::position::{Ahead, ClusterTime, Position};
+use crate::engine::quarantine::{Key, Refused};
+use crate::engine::state::{Outside, StateStore, Way};
 use crate::engine::stream::event::Uuid;
-use crate::engine::transaction::{abort, begin};
+use crate::engine::transaction::{Tries, abort, begin, commit};
+use crate::engine::writes::Write;
 
-/// Tries of one batch before the mirror starts over from its checkpoint.
-const TRIES: u32 = 8;
+/// The collections in a batch.
+pub type Names = HashMap<CollectionIndex, Named>;
 
-/// First pause between tries; doubled each time.
-const PAUSE: Duration = Duration::from_millis(10);
-
-/// How long an unknown commit is asked about before the mirror starts over. The checkpoint
-/// settles it then: taking the mirror over waits for whatever still holds that document.
-const COMMIT_LIMIT: Duration = Duration::from_secs(30);
-
-/// Names and identities of the collections in a batch.
-pub type Names = HashMap<CollectionIndex, (String, Uuid)>;
+/// A collection as a batch needs it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Named {
+    /// What it is called on the target.
+    pub name: String,
+    /// Its identity on the source.
+    pub uuid: Uuid,
+    /// How it may be written.
+    pub way: Way,
+    /// Its identity on the target, where that is needed.
+    pub guard: Option<Uuid>,
+}
 
 /// How a batch relates to the target's transaction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,8 +56,14 @@ pub struct Prepared {
     pub position: Position,
     /// The collections it touches.
     pub names: Names,
-    /// Documents that are ahead, if that list changes with this batch.
-    pub ahead: Option<Vec<Ahead>>,
+    /// What was ahead of the position before it.
+    pub ahead: Ahead,
+    /// A command that an earlier process began is still to come.
+    pub in_command: bool,
+    /// The documents in it that the target refused before, and as of when.
+    pub quarantined: Vec<(Key, ClusterTime)>,
+    /// How many more of them there may be.
+    pub room: usize,
 }
 
 /// What a batch did.
@@ -64,10 +73,31 @@ pub struct Written {
     pub operations: u64,
     /// Documents that were not as the stream said and were repaired.
     pub repaired: u64,
+    /// What became of those that were compared on request.
+    pub reconciled: Reconciled,
     /// Tries beyond the first.
     pub retries: u64,
-    /// Documents that were read later than the position.
-    pub ahead: Vec<Ahead>,
+    /// Collections whose unique indexes had to go.
+    pub relaxed: Vec<CollectionIndex>,
+    /// The latest time that documents were read at, if that is later than the position.
+    pub ahead_until: Option<ClusterTime>,
+    /// Documents that the target does not take.
+    pub refused: Vec<Refused>,
+    /// Documents that it takes now.
+    pub healed: Vec<Key>,
+}
+
+/// What became of documents that were compared with the source.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Reconciled {
+    /// Put, because they were missing or different.
+    pub written: u64,
+    /// Removed, because the source does not have them.
+    pub deleted: u64,
+    /// As they should be.
+    pub unchanged: u64,
+    /// Not taken by the target.
+    pub refused: u64,
 }
 
 /// Writes batches, one after the other.
@@ -87,13 +117,60 @@ pub struct Writer {
     pub session: Option<ClientSession>,
     /// The same, in the middle of a transaction of several pieces.
     pub unfinished: Option<ClientSession>,
+    /// What is announced to be written outside of transactions.
+    pub outside: Outside,
 }
 
 /// Why a try did not succeed.
-enum Failure {
+pub(super) enum Failure {
     /// A document was not there, or was there although it should not.
     Diverged,
+    /// Two documents of this collection would have the same unique key.
+    Conflict(CollectionIndex),
+    /// A document of this collection holds one name twice, and servers take no pipeline for it
+    /// (`facts` mongodb 3.4).
+    NameTwice(CollectionIndex, Error),
+    /// The target does not take a document of this collection.
+    Refused(CollectionIndex, Error),
     Error(Error),
+}
+
+impl Failure {
+    /// Of a command that writes documents of this collection.
+    fn of(error: Error, collection: CollectionIndex) -> Self {
+        // A duplicate key's error repeats the key, which the driver may not be able to read.
+        if error.is_duplicate_key() || error.is_unreadable() {
+            Self::Conflict(collection)
+        } else if error.code() == Some(code::NAME_TWICE) {
+            Self::NameTwice(collection, error)
+        } else if error.is_refused_document() {
+            Self::Refused(collection, error)
+        } else {
+            Self::Error(error)
+        }
+    }
+
+    fn in_collection(self, collection: CollectionIndex) -> Self {
+        match self {
+            Self::Error(error) => Self::of(error, collection),
+            other => other,
+        }
+    }
+}
+
+/// How a batch is tried: each failure leads to a way that depends less on what is on the target.
+#[derive(Default)]
+struct Ladder {
+    /// Document by document, with repairs.
+    one_by_one: bool,
+    /// Collections whose documents are removed first and then put.
+    anew: HashSet<CollectionIndex>,
+    /// Collections that no longer enforce unique keys.
+    relaxed: Vec<CollectionIndex>,
+    /// Collections whose documents are read from the source.
+    from_source: HashSet<CollectionIndex>,
+    /// Documents that the target does not take even so; they are left out.
+    refused: Vec<Refused>,
 }
 
 impl From<Error> for Failure {
@@ -111,49 +188,122 @@ impl Writer {
     /// checkpoint tells which.
     pub async fn write(&mut self, prepared: &Prepared) -> Result<Written> {
         let mut written = Written::default();
+        self.write_outside(prepared, &mut written).await?;
+        let before = written;
+        let mut written = self.write_inside(prepared, before.ahead_until).await?;
+        written.operations += before.operations;
+        written.reconciled.add(before.reconciled);
+        if prepared.part != Part::More {
+            self.outside_is_settled(prepared);
+        }
+        Ok(written)
+    }
+
+    /// Writes the transaction; what came before it was read until `ahead_until`, if that is later.
+    async fn write_inside(
+        &mut self,
+        prepared: &Prepared,
+        ahead_until: Option<ClusterTime>,
+    ) -> Result<Written> {
+        let mut written = Written {
+            ahead_until,
+            ..Written::default()
+        };
         if prepared.part != Part::Whole {
             return match self.write_part(prepared, &mut written).await {
                 Ok(()) => Ok(written),
-                Err(Failure::Diverged) => Err(unsettled()),
-                Err(Failure::Error(error)) => Err(error),
+                Err(Failure::Diverged) => Err(Error::Unsettled),
+                Err(Failure::Conflict(collection)) => {
+                    // What is in the middle of a source transaction cannot be read from the source.
+                    self.relax_named(prepared, collection).await?;
+                    Err(Error::Unsettled)
+                }
+                Err(Failure::Refused(collection, error)) => {
+                    self.note_refused(prepared, collection, error).await?;
+                    Err(Error::Unsettled)
+                }
+                // The next run reads such documents again (`Before::learn`).
+                Err(Failure::NameTwice(_, error) | Failure::Error(error)) => Err(error),
             };
         }
-        let mut pause = PAUSE;
-        let mut one_by_one = false;
+        let mut tries = Tries::default();
+        let mut ladder = Ladder::default();
         loop {
-            match self.attempt(prepared, one_by_one, &mut written).await {
-                Ok(()) => return Ok(written),
-                Err(Failure::Diverged) if !one_by_one => one_by_one = true,
-                Err(Failure::Diverged) => return Err(unsettled()),
+            written.ahead_until = ahead_until;
+            match self.attempt(prepared, &ladder, &mut written).await {
+                Ok(()) => {
+                    written.relaxed = ladder.relaxed;
+                    written.healed = healed(prepared, &ladder.refused);
+                    written.reconciled.refused = ladder.refused.len() as u64;
+                    written.refused = ladder.refused;
+                    return Ok(written);
+                }
+                Err(Failure::Diverged) if !ladder.one_by_one => ladder.one_by_one = true,
+                Err(Failure::Diverged) => return Err(Error::Unsettled),
+                Err(Failure::Conflict(collection)) => {
+                    if ladder.anew.insert(collection) {
+                        continue;
+                    }
+                    if ladder.relaxed.contains(&collection) {
+                        return Err(Error::Unsettled);
+                    }
+                    self.relax_named(prepared, collection).await?;
+                    ladder.relaxed.push(collection);
+                }
+                Err(Failure::Refused(collection, error)) => {
+                    if !ladder.from_source.insert(collection) {
+                        return Err(error);
+                    }
+                    let refused = self.find_refused(prepared, collection).await?;
+                    ladder.refused.extend(refused);
+                    within_room(prepared, &ladder.refused)?;
+                }
+                Err(Failure::NameTwice(collection, error)) => {
+                    if !ladder.anew.insert(collection) {
+                        return Err(error);
+                    }
+                }
                 Err(Failure::Error(error)) => {
                     written.retries += 1;
-                    if !is_worth_retrying(&error) || written.retries > u64::from(TRIES) {
+                    if !tries.again(&error).await {
                         return Err(error);
                     }
                     tracing::debug!(%error, "writing a batch again");
-                    tokio::time::sleep(pause).await;
-                    pause *= 2;
                 }
             }
+        }
+    }
+
+    async fn relax_named(&self, prepared: &Prepared, collection: CollectionIndex) -> Result<()> {
+        let Some(named) = prepared.names.get(&collection) else {
+            return Ok(());
+        };
+        tracing::warn!(
+            collection = named.name,
+            "a unique index of the target is in the way of what the source holds; built anew"
+        );
+        self.relax(&named.name).await
+    }
+
+    /// The session that is kept for the next transaction, or a new one.
+    pub(super) async fn take_session(&mut self) -> Result<ClientSession> {
+        match self.session.take() {
+            Some(session) => Ok(session),
+            None => start_session(&self.state).await,
         }
     }
 
     async fn attempt(
         &mut self,
         prepared: &Prepared,
-        one_by_one: bool,
+        ladder: &Ladder,
         written: &mut Written,
     ) -> Result<(), Failure> {
         written.operations = 0;
         written.repaired = 0;
-        written.ahead.clear();
-        let mut session = match self.session.take() {
-            Some(session) => session,
-            None => start_session(&self.state).await?,
-        };
-        let outcome = self
-            .transact(prepared, one_by_one, &mut session, written)
-            .await;
+        written.reconciled = Reconciled::default();
+        let mut session = self.take_session().await?;
+        let outcome = self.transact(prepared, ladder, &mut session, written).await;
         self.session = Some(session);
         outcome
     }
@@ -161,14 +311,14 @@ impl Writer {
     async fn transact(
         &self,
         prepared: &Prepared,
-        one_by_one: bool,
+        ladder: &Ladder,
         session: &mut ClientSession,
         written: &mut Written,
     ) -> Result<(), Failure> {
         begin(session).await?;
-        let outcome = self.fill(prepared, one_by_one, session, written).await;
+        let outcome = self.fill(prepared, ladder, session, written).await;
         match outcome {
-            Ok(()) => Ok(self.commit(session).await?),
+            Ok(()) => Ok(commit(Write::CommitBatch, session).await?),
             Err(failure) => {
                 abort(session).await;
                 Err(failure)
@@ -185,21 +335,20 @@ impl Writer {
     ) -> Result<(), Failure> {
         let (mut session, is_first) = match self.unfinished.take() {
             Some(session) => (session, false),
-            None => match self.session.take() {
-                Some(session) => (session, true),
-                None => (start_session(&self.state).await?, true),
-            },
+            None => (self.take_session().await?, true),
         };
         if is_first {
             begin(&mut session).await?;
         }
+        let mut ladder = Ladder::default();
         let mut filled = self
-            .fill_documents(prepared, false, &mut session, written)
+            .fill_documents(prepared, &ladder, &mut session, written)
             .await;
         if matches!(filled, Err(Failure::Diverged)) {
             // Deltas say what a field becomes, so laying one over itself changes nothing.
+            ladder.one_by_one = true;
             filled = self
-                .fill_documents(prepared, true, &mut session, written)
+                .fill_documents(prepared, &ladder, &mut session, written)
                 .await;
         }
         if let Err(failure) = filled {
@@ -211,7 +360,7 @@ impl Writer {
             return Ok(());
         }
         self.fill_state(prepared, &mut session, written).await?;
-        self.commit(&mut session).await?;
+        commit(Write::CommitBatch, &mut session).await?;
         self.session = Some(session);
         Ok(())
     }
@@ -220,11 +369,13 @@ impl Writer {
     async fn fill(
         &self,
         prepared: &Prepared,
-        one_by_one: bool,
+        ladder: &Ladder,
         session: &mut ClientSession,
         written: &mut Written,
     ) -> Result<(), Failure> {
-        self.fill_documents(prepared, one_by_one, session, written)
+        self.fill_documents(prepared, ladder, session, written)
+            .await?;
+        self.fill_quarantine(prepared, &ladder.refused, session)
             .await?;
         self.fill_state(prepared, session, written).await
     }
@@ -232,33 +383,69 @@ impl Writer {
     async fn fill_documents(
         &self,
         prepared: &Prepared,
-        one_by_one: bool,
+        ladder: &Ladder,
         session: &mut ClientSession,
         written: &mut Written,
     ) -> Result<(), Failure> {
-        for (index, entities) in by_collection(prepared.batch.entities()) {
-            let Some((name, uuid)) = prepared.names.get(&index) else {
+        for (index, mut entities) in by_collection(prepared.batch.entities()) {
+            let Some(named) = prepared.names.get(&index) else {
                 continue;
             };
-            let again = if one_by_one {
-                self.write_one_by_one(name, &entities, session, written)
-                    .await?
-            } else {
-                let commands = encode(name, entities.iter().copied(), self.abilities);
-                for command in commands {
-                    self.run(command, session, written).await?;
-                }
-                entities
-                    .into_iter()
-                    .filter(|entity| entity.outcome == Outcome::Refetch)
-                    .collect()
+            let is_left_out = |entity: &Entity| {
+                let is = |key: &Key| key.0 == named.uuid && key.1 == entity.id;
+                ladder.refused.iter().any(|refused| is(&refused.key))
+                    || (prepared.part != Part::Whole
+                        && prepared.quarantined.iter().any(|(key, _)| is(key)))
             };
-            if !again.is_empty() {
-                self.rewrite(name, *uuid, &again, &prepared.position, session, written)
-                    .await?;
-            }
+            entities.retain(|entity| !is_left_out(entity));
+            self.fill_collection(prepared, ladder, (index, named), entities, session, written)
+                .await
+                .map_err(|failure| failure.in_collection(index))?;
         }
         Ok(())
+    }
+
+    async fn fill_collection(
+        &self,
+        prepared: &Prepared,
+        ladder: &Ladder,
+        (index, named): (CollectionIndex, &Named),
+        entities: Vec<&Entity>,
+        session: &mut ClientSession,
+        written: &mut Written,
+    ) -> Result<(), Failure> {
+        if ladder.anew.contains(&index) {
+            return self
+                .write_anew(named, &entities, prepared, session, written)
+                .await;
+        }
+        if ladder.from_source.contains(&index) {
+            let of_source = |entity: &&Entity| match entity.outcome {
+                Outcome::Reconcile => (*entity).clone(),
+                _ => entity.becomes(Outcome::Refetch),
+            };
+            let entities: Vec<Entity> = entities.iter().map(of_source).collect();
+            let all: Vec<&Entity> = entities.iter().collect();
+            let position = &prepared.position;
+            return self.rewrite(named, &all, position, session, written).await;
+        }
+        let again = if ladder.one_by_one {
+            self.write_one_by_one(&named.name, &entities, session, written)
+                .await?
+        } else {
+            for command in encode(&named.name, entities.iter().copied(), self.abilities) {
+                self.run(command, session, written).await?;
+            }
+            entities
+                .into_iter()
+                .filter(|entity| entity.outcome.is_asked())
+                .collect()
+        };
+        if again.is_empty() {
+            return Ok(());
+        }
+        self.rewrite(named, &again, &prepared.position, session, written)
+            .await
     }
 
     /// What the mirror remembers of the batch.
@@ -270,142 +457,32 @@ impl Writer {
     ) -> Result<(), Failure> {
         let state = self.state.commands();
         for range in &prepared.batch.ranges_done {
-            let Some((_, uuid)) = prepared.names.get(&range.collection) else {
+            let Some(named) = prepared.names.get(&range.collection) else {
                 continue;
             };
             let update = range.update.clone();
             let command = self
                 .state
-                .range_command(self.epoch, *uuid, range.number, update)?;
-            let reply = state.run_in("complete a range", command, session).await?;
+                .range_command(self.epoch, named.uuid, range.number, update)?;
+            let reply = state
+                .write_in(Write::CompleteRange, command, session)
+                .await?;
             self.fenced_unless_one(&reply)?;
         }
-        let all_ahead = (prepared.ahead.is_some() || !written.ahead.is_empty()).then(|| {
-            let before = prepared.ahead.as_deref().unwrap_or_default();
-            [before, &written.ahead].concat()
-        });
-        let command =
-            self.state
-                .checkpoint_command(self.epoch, &prepared.position, all_ahead.as_deref())?;
+        let ahead = prepared.ahead.and(written.ahead_until);
+        let settles = self.settles_outside(prepared);
+        let command = self.state.checkpoint_command(
+            self.epoch,
+            &prepared.position,
+            ahead,
+            settles,
+            prepared.in_command,
+        )?;
         let reply = state
-            .run_in("write the checkpoint", command, session)
+            .write_in(Write::MovePosition, command, session)
             .await?;
         self.fenced_unless_one(&reply)?;
         Ok(())
-    }
-
-    /// Runs one command; what it should have found and did not is divergence.
-    async fn run(
-        &self,
-        command: Command,
-        session: &mut ClientSession,
-        written: &mut Written,
-    ) -> Result<(), Failure> {
-        written.operations += u64::try_from(command.expected).unwrap_or(0);
-        let reply = self
-            .target
-            .run_in("write a batch", command.body, session)
-            .await;
-        match reply {
-            Ok(reply) if number(&reply, "n") == command.expected => Ok(()),
-            Ok(_) => Err(Failure::Diverged),
-            Err(error) if error.code() == Some(code::DUPLICATE_KEY) => Err(Failure::Diverged),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Writes every document by itself, so that the target's own state no longer matters; returns
-    /// those that must be read from the source.
-    async fn write_one_by_one<'a>(
-        &self,
-        name: &str,
-        entities: &[&'a Entity],
-        session: &mut ClientSession,
-        written: &mut Written,
-    ) -> Result<Vec<&'a Entity>, Failure> {
-        let mut again = Vec::new();
-        for entity in entities {
-            let commands = match &entity.outcome {
-                Outcome::Delete | Outcome::Nothing => remove(name, &entity.id, self.abilities),
-                Outcome::Insert { document, deltas } | Outcome::Replace { document, deltas }
-                    if deltas.is_empty() =>
-                {
-                    put(name, &entity.id, document, self.abilities)
-                }
-                Outcome::Update(_) => encode(name, std::iter::once(*entity), self.abilities),
-                _ => {
-                    again.push(*entity);
-                    continue;
-                }
-            };
-            for command in commands {
-                written.operations += 1;
-                let expected = command.expected;
-                let doing = "write a document";
-                let reply = self.target.run_in(doing, command.body, session).await?;
-                let is_update = matches!(entity.outcome, Outcome::Update(_));
-                if is_update && number(&reply, "n") != expected {
-                    again.push(entity);
-                    break;
-                }
-            }
-        }
-        Ok(again)
-    }
-
-    /// Makes documents what the source says they are at the position.
-    async fn rewrite(
-        &self,
-        name: &str,
-        uuid: Uuid,
-        entities: &[&Entity],
-        position: &Position,
-        session: &mut ClientSession,
-        written: &mut Written,
-    ) -> Result<(), Failure> {
-        let keys: Vec<_> = entities.iter().map(|entity| &entity.id).collect();
-        let fetched = fetch(&self.source, name, uuid, &keys, position.time).await?;
-        for (entity, document) in entities.iter().zip(fetched.documents) {
-            let commands = match document {
-                Some(document) => put(name, &entity.id, &document, self.abilities),
-                None => remove(name, &entity.id, self.abilities),
-            };
-            for command in commands {
-                written.operations += 1;
-                self.target
-                    .run_in("repair a document", command.body, session)
-                    .await?;
-            }
-            if entity.outcome != Outcome::Refetch {
-                written.repaired += 1;
-            }
-            if fetched.as_of > position.time {
-                written.ahead.push(Ahead {
-                    uuid,
-                    id: entity.id.clone(),
-                    until: fetched.as_of,
-                });
-            }
-        }
-        Ok(())
-    }
-
-    /// Commits, and asks again as long as the outcome is unknown.
-    async fn commit(&self, session: &mut ClientSession) -> Result<()> {
-        let doing = "commit a batch";
-        let since = tokio::time::Instant::now();
-        loop {
-            let commit = session.commit_transaction();
-            let outcome = within(Side::Target, doing, COMMAND_LIMIT, commit).await;
-            let Err(error) = outcome else {
-                return Ok(());
-            };
-            let unknown = error.has_label(UNKNOWN_TRANSACTION_COMMIT_RESULT);
-            if !unknown || since.elapsed() > COMMIT_LIMIT {
-                return Err(error);
-            }
-            tokio::time::sleep(PAUSE * 10).await;
-        }
     }
 
     fn fenced_unless_one(&self, reply: &Document) -> Result<()> {
@@ -417,11 +494,20 @@ impl Writer {
     }
 }
 
-fn unsettled() -> Error {
-    Error::Reply {
-        side: Side::Target,
-        doing: "write a batch",
-        what: "its documents changed while they were repaired".into(),
+impl Reconciled {
+    pub(super) fn note(&mut self, is_equal: bool, is_on_source: bool) {
+        match (is_equal, is_on_source) {
+            (true, _) => self.unchanged += 1,
+            (false, true) => self.written += 1,
+            (false, false) => self.deleted += 1,
+        }
+    }
+
+    fn add(&mut self, more: Self) {
+        self.written += more.written;
+        self.deleted += more.deleted;
+        self.unchanged += more.unchanged;
+        self.refused += more.refused;
     }
 }
 
@@ -432,9 +518,4 @@ fn unsettled() -> Error {
 pub async fn start_session(state: &StateStore) -> Result<ClientSession> {
     let start = state.client().start_session();
     within(Side::Target, "start a session", COMMAND_LIMIT, start).await
-}
-
-/// Whether the server promises that nothing was written and that another try can succeed.
-fn is_worth_retrying(error: &Error) -> bool {
-    error.has_label(TRANSIENT_TRANSACTION_ERROR)
 }

@@ -164,13 +164,16 @@ pub struct Shape {
     pub duplicate_name: bool,
 }
 
+/// Whether an insert would set this top-level element to the current time.
+pub fn is_empty_timestamp(element: &Element<'_>) -> bool {
+    element.kind == kind::TIMESTAMP && element.value == [0; 8] && element.name != b"_id"
+}
+
 /// Looks at the top level of a document. Costs some nanoseconds per field.
 pub fn shape(document: &[u8]) -> Shape {
     let mut shape = Shape::default();
     for element in Elements::new(document).map_while(Result::ok) {
-        if element.kind == kind::TIMESTAMP && element.value == [0; 8] && element.name != b"_id" {
-            shape.empty_timestamp = true;
-        }
+        shape.empty_timestamp |= is_empty_timestamp(&element);
         if element.name.first() == Some(&b'$') {
             shape.dollar_name = true;
         }

@@ -1,5 +1,6 @@
 //! From a connection string to a probed server.
 
 pub mod client;
+pub mod members;
 pub mod probe;
 pub mod uri;

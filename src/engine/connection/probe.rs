@@ -6,6 +6,7 @@ use mongodb::Client;
 use crate::engine::command::{Commands, number};
 use crate::engine::error::{Error, Result, Side};
 use crate::engine::position::ClusterTime;
+use crate::engine::writes::Write;
 
 /// The oldest server that announces DDL in change streams (`showExpandedEvents`).
 const OLDEST: (i64, i64) = (6, 0);
@@ -49,11 +50,13 @@ pub async fn probe(client: &Client, side: Side) -> Result<Server> {
         side,
         db: client.database("admin"),
     };
-    let hello = admin.run("connect", doc! {"hello": 1}).await?;
+    let hello = admin.read("connect", doc! {"hello": 1}).await?;
     if hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid") {
         return Err(Error::Sharded(side));
     }
-    let build = admin.run("read the version", doc! {"buildInfo": 1}).await?;
+    let build = admin
+        .read("read the version", doc! {"buildInfo": 1})
+        .await?;
     let version = build.get_str("version").unwrap_or("unknown").to_owned();
     let mut parts = version
         .split('.')
@@ -71,7 +74,7 @@ pub async fn probe(client: &Client, side: Side) -> Result<Server> {
         .ok();
     // Needs clusterMonitor, which not everybody grants; the name alone must do then.
     let set_id = admin
-        .run(
+        .read(
             "read the replica set's identity",
             doc! {"replSetGetConfig": 1},
         )
@@ -93,21 +96,21 @@ pub async fn probe(client: &Client, side: Side) -> Result<Server> {
     })
 }
 
-/// A cluster time that the source has reached: its primary's own newest operation.
+/// A cluster time that a deployment has reached: its primary's own newest operation.
 ///
 /// # Errors
 /// What the exchange met.
-pub async fn operation_time(client: &Client) -> Result<ClusterTime> {
+pub async fn operation_time(client: &Client, side: Side) -> Result<ClusterTime> {
     let admin = Commands {
-        side: Side::Source,
+        side,
         db: client.database("admin"),
     };
     let doing = "ask for the cluster time";
-    let reply = admin.run(doing, doc! {"ping": 1}).await?;
+    let reply = admin.read(doing, doc! {"ping": 1}).await?;
     match reply.get_timestamp("operationTime") {
         Ok(time) => Ok(time.into()),
         Err(_) => Err(Error::Reply {
-            side: Side::Source,
+            side,
             doing,
             what: "it holds no operationTime".into(),
         }),
@@ -127,7 +130,7 @@ pub async fn await_committed(source: &Commands, time: ClusterTime) -> Result<()>
         "limit": 1,
         "readConcern": {"level": "majority", "afterClusterTime": bson::Timestamp::from(time)},
     };
-    source.run("wait for a cluster time", read).await.map(drop)
+    source.read("wait for a cluster time", read).await.map(drop)
 }
 
 /// The newest majority-committed operation of the source.
@@ -139,7 +142,7 @@ pub async fn majority_time(client: &Client) -> Result<ClusterTime> {
         side: Side::Source,
         db: client.database("admin"),
     };
-    let reply = admin.run("ask for the lag", doc! {"hello": 1}).await?;
+    let reply = admin.read("ask for the lag", doc! {"hello": 1}).await?;
     let time = |reply: &Document| {
         let write = reply.get_document("lastWrite").ok()?;
         let optime = write.get_document("majorityOpTime").ok()?;
@@ -162,6 +165,15 @@ pub struct TargetAbilities {
     pub keeps_empty_timestamps: bool,
 }
 
+impl TargetAbilities {
+    /// Whether a pipeline may change a document of which nothing is known. Where a name is there
+    /// twice, also further down, that ended older servers (6.0.5; `facts` mongodb 3.4). It cannot
+    /// be tried; but the option above came later than the repair, so it tells.
+    pub fn survives_duplicate_names(&self) -> bool {
+        self.keeps_empty_timestamps
+    }
+}
+
 /// Tries the target's abilities on a namespace that does not exist; nothing is written.
 ///
 /// # Errors
@@ -169,19 +181,14 @@ pub struct TargetAbilities {
 pub async fn target_abilities(state: &Commands) -> Result<TargetAbilities> {
     let delta =
         doc! {"$_internalApplyOplogUpdate": {"oplogUpdate": {"$v": 2, "diff": {"u": {"a": 1}}}}};
-    let probe = |update: Document| {
-        let mut command =
-            doc! {"update": "probe", "updates": [{"q": {"_id": 0}, "u": [delta.clone()]}]};
-        command.extend(update);
-        state.run("probe for internal updates", command)
-    };
-    let internal_delta = refused_or(probe(Document::new()).await)?;
+    let update = doc! {"update": "probe", "updates": [{"q": {"_id": 0}, "u": [delta]}]};
+    let internal_delta = refused_or(state.write(Write::ProbeDeltas, update).await)?;
     let bypass = doc! {
         "update": "probe",
         "updates": [{"q": {"_id": 0}, "u": {"a": 1}}],
         "bypassEmptyTsReplacement": true,
     };
-    let keeps_empty_timestamps = refused_or(state.run("probe for empty timestamps", bypass).await)?;
+    let keeps_empty_timestamps = refused_or(state.write(Write::ProbeTimestamps, bypass).await)?;
     Ok(TargetAbilities {
         internal_delta,
         keeps_empty_timestamps,

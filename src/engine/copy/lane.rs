@@ -2,33 +2,25 @@
 
 use std::time::Duration;
 
-use bson::{Document, RawDocumentBuf, doc};
-use futures::{StreamExt, TryStreamExt};
-use mongodb::error::{TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT};
-use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
+use bson::{Document, RawDocument, RawDocumentBuf};
 use mongodb::{ClientSession, Database};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::apply::commands::put;
+use super::natural::Unfenced;
 use crate::engine::apply::gather::CollectionIndex;
 use crate::engine::bson::encode::Encoder;
 use crate::engine::bson::order::Value;
-use crate::engine::bson::scan::{Element, find, kind, shape};
-use crate::engine::command::{COMMAND_LIMIT, Commands, number, within};
+use crate::engine::command::Commands;
 use crate::engine::connection::probe::{TargetAbilities, operation_time};
 use crate::engine::error::{Error, Result, Side};
-use crate::engine::position::ClusterTime;
-use crate::engine::snapshot::{READ_LIMIT, ReadEnd, SnapshotFind};
-use crate::engine::state::StateStore;
+use crate::engine::position::{ClusterTime, Span};
+use crate::engine::snapshot::{MAX_KEY, Order, ReadEnd, SnapshotFind, next, only_max_key};
+use crate::engine::state::{StateStore, Way};
 use crate::engine::stream::event::Uuid;
-use crate::engine::transaction::{abort, begin};
 
 /// First and longest pause before a range is tried again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
-
-/// Documents removed in one transaction.
-const CLEARED_AT_ONCE: i64 = 5000;
 
 /// What a lane is told to copy.
 #[derive(Clone, Debug)]
@@ -47,8 +39,14 @@ pub struct Job {
     pub high: Option<Value>,
     /// Some of it may already be on the target.
     pub dirty: bool,
+    /// What is on the target is compared, and only what differs is written.
+    pub compare: bool,
     /// Documents to read at once.
     pub batch_size: u32,
+    /// How its documents may be written.
+    pub way: Way,
+    /// The options to create it with, where each try makes it anew.
+    pub options: Document,
 }
 
 /// What a lane reports.
@@ -71,12 +69,14 @@ pub enum Report {
         collection: CollectionIndex,
         /// The range.
         number: u32,
-        /// The cluster time it was read at.
-        at: ClusterTime,
+        /// The cluster times it was read at.
+        at: Span,
         /// Documents in it.
         documents: u64,
         /// Bytes in it.
         bytes: u64,
+        /// Of a copy outside of transactions.
+        unfenced: Option<Unfenced>,
     },
     /// The collection no longer exists on the source: its drop is on the way.
     Gone {
@@ -124,26 +124,56 @@ pub struct Lane {
     pub stop: CancellationToken,
 }
 
-/// What is done in one transaction of a lane.
-enum Work {
-    Insert {
-        command: RawDocumentBuf,
-        /// Documents that a plain insert would change.
-        careful: Vec<Vec<u8>>,
-        count: u64,
-    },
-    Clear(RawDocumentBuf),
+/// What of a range is on the target for certain, so that a read which ends early is gone on with.
+///
+/// The source shows a state for five minutes only, by default: whatever takes longer to be read is
+/// read in pieces, each at a time of its own.
+#[derive(Debug)]
+pub(super) struct Reached {
+    /// When it was read.
+    pub(super) at: Span,
+    /// Everything before this document in the order of `_id` is there, and itself where it was
+    /// copied.
+    pub(super) last: Option<Value>,
+    pub(super) documents: u64,
+    pub(super) bytes: u64,
+}
+
+impl Reached {
+    pub(super) fn nothing(at: ClusterTime) -> Self {
+        Self {
+            at: at.into(),
+            last: None,
+            documents: 0,
+            bytes: 0,
+        }
+    }
+}
+
+/// What is read at one time.
+#[derive(Clone, Copy)]
+struct Piece<'a> {
+    source_name: &'a str,
+    filter: &'a RawDocument,
+    at: ClusterTime,
+}
+
+/// Why a piece did not come to its end.
+enum Broken {
+    Read(ReadEnd),
+    Write(Error),
 }
 
 /// How one try ended.
-enum Try {
+pub(super) enum Try {
     Done {
-        at: ClusterTime,
+        at: Span,
         documents: u64,
         bytes: u64,
+        unfenced: Option<Unfenced>,
     },
     Gone,
-    /// Read again at a newer time, under this name.
+    /// Read on at a newer time, under this name.
     Again(Option<String>),
     Stopped,
     Failed(Error),
@@ -173,13 +203,16 @@ impl Lane {
         let mut source_name = job.name.clone();
         let mut pause = BACKOFF.0;
         let mut told = false;
+        let mut reached = None;
         let (collection, number) = (job.collection, job.number);
         let report = loop {
-            match self.attempt(&job, &source_name, &mut session).await {
+            let attempt = self.attempt(&job, &source_name, &mut reached, &mut session);
+            match attempt.await {
                 Try::Done {
                     at,
                     documents,
                     bytes,
+                    unfenced,
                 } => {
                     break Report::Done {
                         collection,
@@ -187,6 +220,7 @@ impl Lane {
                         at,
                         documents,
                         bytes,
+                        unfenced,
                     };
                 }
                 Try::Gone => break Report::Gone { collection, number },
@@ -195,6 +229,7 @@ impl Lane {
                     if let Some(name) = name {
                         source_name = name;
                     }
+                    pause = BACKOFF.0;
                 }
                 Try::Failed(error) if error.needs_human() => {
                     break Report::Failed {
@@ -224,8 +259,14 @@ impl Lane {
         session
     }
 
-    async fn attempt(&self, job: &Job, source_name: &str, session: &mut ClientSession) -> Try {
-        match self.try_once(job, source_name, session).await {
+    async fn attempt(
+        &self,
+        job: &Job,
+        source_name: &str,
+        reached: &mut Option<Reached>,
+        session: &mut ClientSession,
+    ) -> Try {
+        match self.try_once(job, source_name, reached, session).await {
             Ok(end) | Err(end) => end,
         }
     }
@@ -234,262 +275,139 @@ impl Lane {
         &self,
         job: &Job,
         source_name: &str,
+        reached: &mut Option<Reached>,
         session: &mut ClientSession,
     ) -> Result<Try, Try> {
-        self.state
-            .begin_range(self.epoch, job.uuid, job.number)
-            .await?;
-        if job.dirty {
+        if job.way != Way::Transactional {
+            return self.copy_outside(job, source_name).await;
+        }
+        if reached.is_none() {
+            self.state
+                .begin_range(self.epoch, job.uuid, job.number)
+                .await?;
+        }
+        if job.compare {
+            return self.align(job, source_name, reached, session).await;
+        }
+        if reached.is_none() && job.dirty {
             self.clear(job, session).await?;
         }
-        let at = operation_time(self.source.client()).await?;
+        let at = operation_time(self.source.client(), Side::Source).await?;
         let filter = range_filter(job.low.as_ref(), job.high.as_ref());
-        let read = SnapshotFind {
-            collection: source_name,
-            uuid: job.uuid,
-            at,
+        let mut range = reached.take().unwrap_or_else(|| Reached::nothing(at));
+        range.at.to = at;
+        let piece = Piece {
+            source_name,
             filter: &filter,
-            by_id: job.low.is_some() || job.high.is_some(),
-            batch_size: job.batch_size,
+            at,
         };
-        let mut cursor = read.run(&self.source).await?;
-        let (mut documents, mut bytes) = (0_u64, 0_u64);
-        let mut batch = next(&mut cursor).await?;
-        while let Some(current) = batch {
-            // The next batch is read while this one is written.
-            let (read, written) =
-                tokio::join!(next(&mut cursor), self.insert(job, &current, session));
-            let (more_documents, more_bytes) = written?;
-            documents += more_documents;
-            bytes += more_bytes;
-            if more_documents > 0 {
-                let progress = Report::Progress {
-                    collection: job.collection,
-                    number: job.number,
-                    documents,
-                    bytes,
-                };
-                // Progress is only shown; the owner task may be busy.
-                let _ = self.reports.try_send(progress);
+        match self.read_piece(job, piece, &mut range, session).await {
+            Ok(end) => Ok(end),
+            Err(Broken::Read(end)) => {
+                *reached = range.last.is_some().then_some(range);
+                Err(end.into())
             }
-            if self.stop.is_cancelled() {
+            // What was on its way to the target may be there or not: the range begins anew.
+            Err(Broken::Write(error)) => Err(error.into()),
+        }
+    }
+
+    /// Tells how far a range is, which is only shown; the owner task may be busy.
+    pub(super) fn tell(&self, job: &Job, range: &Reached) {
+        let _ = self.reports.try_send(Report::Progress {
+            collection: job.collection,
+            number: job.number,
+            documents: range.documents,
+            bytes: range.bytes,
+        });
+    }
+
+    /// Copies from where the range is reached to its end, at one time.
+    async fn read_piece(
+        &self,
+        job: &Job,
+        piece: Piece<'_>,
+        range: &mut Reached,
+        session: &mut ClientSession,
+    ) -> Result<Try, Broken> {
+        let begin = range.last.clone();
+        let is_last = |last: &Option<Value>| last.as_ref().is_some_and(|id| id.kind == MAX_KEY);
+        if !is_last(&begin) {
+            let read = SnapshotFind {
+                collection: piece.source_name,
+                uuid: Some(job.uuid),
+                at: Some(piece.at),
+                filter: piece.filter,
+                order: Order::ById {
+                    min: begin.as_ref(),
+                    max: None,
+                },
+                batch_size: job.batch_size,
+            };
+            if !self.copy_all(job, &read, range, session).await? {
                 return Ok(Try::Stopped);
             }
-            batch = read?;
+        }
+        // Where a beginning is given, the end of an index is open, and MaxKey is not in it (but in
+        // that of a clustered collection).
+        if begin.is_some() && job.high.is_none() && !is_last(&range.last) {
+            let filter = only_max_key();
+            let read = SnapshotFind {
+                collection: piece.source_name,
+                uuid: Some(job.uuid),
+                at: Some(piece.at),
+                filter: &filter,
+                order: Order::Any,
+                batch_size: 1,
+            };
+            self.copy_all(job, &read, range, session).await?;
         }
         Ok(Try::Done {
-            at,
-            documents,
-            bytes,
+            at: range.at,
+            documents: range.documents,
+            bytes: range.bytes,
+            unfenced: None,
         })
     }
 
-    /// Inserts a batch, as one transaction that also holds the range: whoever took the mirror
-    /// over has changed the range's epoch, and this then writes nothing.
-    async fn insert(
+    /// Copies all that a read shows; returns whether that was not stopped before its end.
+    async fn copy_all(
         &self,
         job: &Job,
-        batch: &RawBatch,
+        read: &SnapshotFind<'_>,
+        range: &mut Reached,
         session: &mut ClientSession,
-    ) -> Result<(u64, u64)> {
-        let malformed = |what: &str| Error::Reply {
-            side: Side::Source,
-            doing: "read documents",
-            what: what.to_owned(),
+    ) -> Result<bool, Broken> {
+        let source = Side::Source;
+        let mut cursor = read.run(source, &self.source).await.map_err(Broken::Read)?;
+        // The document that the last piece ended with comes once more.
+        let mut seen = match read.order {
+            Order::ById { min, .. } => min,
+            Order::Any => None,
         };
-        let documents = batch
-            .doc_slices()
-            .map_err(|_| malformed("it holds no batch"))?;
-        let mut count = 0_u64;
-        let mut careful = Vec::new();
-        for document in documents.into_iter().flatten() {
-            count += 1;
-            if self.abilities.keeps_empty_timestamps {
-                continue;
+        let mut batch = next(source, &mut cursor).await.map_err(Broken::Read)?;
+        while let Some(current) = batch {
+            // The next batch is read while this one is written.
+            let insert = self.insert(job, &current, seen.take(), session);
+            let (read, written) = tokio::join!(next(source, &mut cursor), insert);
+            if let Some(written) = written.map_err(Broken::Write)? {
+                range.last = Some(written.last);
+                range.documents += written.documents;
+                range.bytes += written.bytes;
+                self.tell(job, range);
             }
-            if let Some(document) = document.as_document()
-                && shape(document.as_bytes()).empty_timestamp
-            {
-                careful.push(document.as_bytes().to_vec());
+            if self.stop.is_cancelled() {
+                return Ok(false);
             }
+            batch = read.map_err(Broken::Read)?;
         }
-        if count == 0 {
-            return Ok((0, 0));
-        }
-        let bytes = documents.as_bytes().len();
-        let work = Work::Insert {
-            command: self.insert_command(job, documents.as_bytes()),
-            careful,
-            count,
-        };
-        self.transaction(job, session, &work).await?;
-        Ok((count, bytes as u64))
+        Ok(true)
     }
-
-    /// The reply's array becomes the command's array as it is.
-    fn insert_command(&self, job: &Job, documents: &[u8]) -> RawDocumentBuf {
-        let mut encoder = Encoder::with_capacity(documents.len() + 256);
-        let root = encoder.begin();
-        encoder.string("insert", &job.name);
-        encoder.raw(kind::ARRAY, b"documents", documents);
-        encoder.bool("ordered", false);
-        encoder.bool("bypassDocumentValidation", true);
-        if self.abilities.keeps_empty_timestamps {
-            encoder.bool("bypassEmptyTsReplacement", true);
-        }
-        encoder.end(root);
-        encoder.finish()
-    }
-
-    /// Removes what an interrupted try has left on the target, in pieces that fit a transaction.
-    async fn clear(&self, job: &Job, session: &mut ClientSession) -> Result<()> {
-        let filter = range_filter(job.low.as_ref(), job.high.as_ref());
-        let filter = Document::try_from(&*filter).unwrap_or_default();
-        loop {
-            let doing = "clear a range";
-            let left = self.target.db.collection::<RawDocumentBuf>(&job.name);
-            let exchange = async {
-                let cursor = left
-                    .find(filter.clone())
-                    .projection(doc! {"_id": 1})
-                    .limit(CLEARED_AT_ONCE)
-                    .await?;
-                cursor.try_collect::<Vec<RawDocumentBuf>>().await
-            };
-            let left = within(Side::Target, doing, COMMAND_LIMIT, exchange).await?;
-            if left.is_empty() {
-                return Ok(());
-            }
-            let ids = left.iter().filter_map(|id| find(id.as_bytes(), b"_id"));
-            let command = delete_command(&job.name, ids);
-            self.transaction(job, session, &Work::Clear(command))
-                .await?;
-        }
-    }
-
-    /// The statements of a transaction.
-    async fn carry_out(&self, job: &Job, work: &Work, session: &mut ClientSession) -> Result<()> {
-        let (command, careful, count) = match work {
-            Work::Clear(command) => {
-                let doing = "clear a range";
-                self.target.run_in(doing, command.clone(), session).await?;
-                return Ok(());
-            }
-            Work::Insert {
-                command,
-                careful,
-                count,
-            } => (command, careful, *count),
-        };
-        let doing = "insert documents";
-        let reply = self.target.run_in(doing, command.clone(), session).await?;
-        if u64::try_from(number(&reply, "n")) != Ok(count) {
-            return Err(Error::Reply {
-                side: Side::Target,
-                doing,
-                what: "not all documents were inserted".into(),
-            });
-        }
-        for document in careful {
-            let Some(id) = find(document, b"_id") else {
-                continue;
-            };
-            // A plain insert has set the empty timestamp to now; this puts it right.
-            for command in put(&job.name, &Value::of(id), document, self.abilities) {
-                self.target.run_in(doing, command.body, session).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Runs `work` in a transaction that is fenced by the range; again if the server asks for it.
-    async fn transaction(&self, job: &Job, session: &mut ClientSession, work: &Work) -> Result<()> {
-        let mut pause = BACKOFF.0;
-        loop {
-            begin(session).await?;
-            let worked = match self.carry_out(job, work, session).await {
-                Ok(()) => self.fence(job, session).await,
-                Err(error) => Err(error),
-            };
-            let outcome = match worked {
-                Ok(()) => commit(session).await,
-                Err(error) => {
-                    abort(session).await;
-                    Err(error)
-                }
-            };
-            match outcome {
-                Err(error) if error.has_label(TRANSIENT_TRANSACTION_ERROR) => {
-                    tracing::debug!(%error, "copying a batch again");
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(BACKOFF.1);
-                    if pause == BACKOFF.1 {
-                        return Err(error);
-                    }
-                }
-                outcome => return outcome,
-            }
-        }
-    }
-
-    async fn fence(&self, job: &Job, session: &mut ClientSession) -> Result<()> {
-        let touch = doc! {"$inc": {"batches": 1}};
-        let command = self
-            .state
-            .range_command(self.epoch, job.uuid, job.number, touch)?;
-        let state = self.state.commands();
-        let reply = state.run_in("hold the range", command, session).await?;
-        if number(&reply, "n") == 1 {
-            Ok(())
-        } else {
-            Err(Error::Fenced { epoch: self.epoch })
-        }
-    }
-}
-
-async fn commit(session: &mut ClientSession) -> Result<()> {
-    let mut asked = 0;
-    loop {
-        let commit = session.commit_transaction();
-        match within(Side::Target, "commit documents", COMMAND_LIMIT, commit).await {
-            Err(error) if error.has_label(UNKNOWN_TRANSACTION_COMMIT_RESULT) && asked < 5 => {
-                asked += 1;
-                tokio::time::sleep(BACKOFF.0).await;
-            }
-            outcome => return outcome,
-        }
-    }
-}
-
-async fn next(cursor: &mut RawBatchCursor) -> Result<Option<RawBatch>, ReadEnd> {
-    let next = async { cursor.next().await.transpose() };
-    within(Side::Source, "read documents", READ_LIMIT, next)
-        .await
-        .map_err(ReadEnd::of)
-}
-
-/// Deletes these documents.
-fn delete_command<'a>(collection: &str, ids: impl Iterator<Item = Element<'a>>) -> RawDocumentBuf {
-    let mut encoder = Encoder::default();
-    let root = encoder.begin();
-    encoder.string("delete", collection);
-    let deletes = encoder.begin_array("deletes");
-    for (index, id) in ids.enumerate() {
-        let delete = encoder.begin_element(index);
-        let query = encoder.begin_document("q");
-        encoder.raw(id.kind, b"_id", id.value);
-        encoder.end(query);
-        encoder.int("limit", 1);
-        encoder.end(delete);
-    }
-    encoder.end(deletes);
-    encoder.end(root);
-    encoder.finish()
 }
 
 /// `$expr` compares across types; a plain `$gte` or `$lt` would lose every document whose `_id`
 /// is of another type than the bound (`facts` mongodb 3.6).
-fn range_filter(low: Option<&Value>, high: Option<&Value>) -> RawDocumentBuf {
+pub(super) fn range_filter(low: Option<&Value>, high: Option<&Value>) -> RawDocumentBuf {
     let mut encoder = Encoder::default();
     let root = encoder.begin();
     if low.is_some() || high.is_some() {
@@ -519,6 +437,8 @@ fn range_filter(low: Option<&Value>, high: Option<&Value>) -> RawDocumentBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::bson::scan::kind;
+    use bson::doc;
 
     #[test]
     fn ranges_are_asked_for_across_types() {

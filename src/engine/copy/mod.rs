@@ -4,6 +4,9 @@
 //! later ones applied. So there is no overlap to be replayed, and the stream is consumed from the
 //! first second.
 
+mod align;
 pub mod lane;
+pub mod natural;
 pub mod ranges;
 pub mod split;
+mod writing;

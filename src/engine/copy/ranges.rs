@@ -1,10 +1,13 @@
 //! Which range an event falls into, and what that means for it.
 
-use crate::engine::apply::gather::Batch;
+use std::collections::HashSet;
+
+use crate::engine::apply::gather::{Batch, Form, Home};
 use crate::engine::bson::order::{Value, compare_with_plain};
 use crate::engine::bson::scan::Element;
-use crate::engine::position::ClusterTime;
+use crate::engine::position::{ClusterTime, Span};
 use crate::engine::state::{RangeEntry, RangeState};
+use crate::engine::stream::event::{Event, Operation, parse};
 
 /// One range: `low <= _id < high`, in the server's order of values.
 #[derive(Debug)]
@@ -19,12 +22,59 @@ pub struct Range {
     pub state: RangeState,
     /// Whether some of it may already be on the target.
     pub dirty: bool,
+    /// Whether what the target holds of it is compared, instead of copied over.
+    pub compare: bool,
     /// Documents copied so far.
     pub documents: u64,
     /// Bytes copied so far.
     pub bytes: u64,
     /// Events that came while it is being copied, with their times.
     pub waiting: Vec<(ClusterTime, Vec<u8>)>,
+    /// Of a capped collection: what its copy may have seen.
+    pub window: Option<Window>,
+}
+
+/// A capped collection is read while it changes: changes between the beginning and the range's
+/// time may be in the copy already.
+#[derive(Debug)]
+pub struct Window {
+    from: ClusterTime,
+    /// Ids that were deleted in it.
+    deleted: HashSet<Value>,
+}
+
+impl Window {
+    /// A window that begins behind this time.
+    pub fn new(from: ClusterTime) -> Self {
+        Self {
+            from,
+            deleted: HashSet::new(),
+        }
+    }
+
+    /// Whether the copy may have seen what was done at this time.
+    fn holds(&self, time: ClusterTime, at: ClusterTime) -> bool {
+        time > self.from && time <= at
+    }
+
+    /// Notes a change in the window.
+    ///
+    /// # Errors
+    /// If the copy cannot tell a document from an earlier one with the same id: their places
+    /// differ. It has to be made again.
+    pub fn note(&mut self, event: &Event<'_>) -> Result<(), &'static str> {
+        let id = Value::of(event.id.ok_or("no documentKey._id")?);
+        match event.operation {
+            Operation::Delete => {
+                self.deleted.insert(id);
+            }
+            Operation::Insert if self.deleted.contains(&id) => {
+                return Err("a document of a capped collection came back while it was copied");
+            }
+            _ => {}
+        }
+        Ok(())
+    }
 }
 
 /// What is to be done with an event.
@@ -32,10 +82,14 @@ pub struct Range {
 pub enum Route {
     /// The target holds the event's pre-state: apply it.
     Apply,
+    /// Some of the range was read before it and some behind it: read the document again.
+    ReadAgain,
     /// The copy has it, or will have it.
     Skip,
     /// The range is being copied: keep the event until its time is known.
     Wait(usize),
+    /// The copy may have it.
+    Window(usize),
 }
 
 /// The ranges of one collection, ascending.
@@ -69,9 +123,11 @@ impl Ranges {
                         entry.state
                     },
                     dirty: interrupted,
+                    compare: entry.compare,
                     documents: if done { entry.documents } else { 0 },
                     bytes: if done { entry.bytes } else { 0 },
                     waiting: Vec::new(),
+                    window: None,
                 }
             })
             .collect();
@@ -97,11 +153,18 @@ impl Ranges {
         });
         // Invariant: the first range has no lower bound, so every id is at or behind it.
         let index = behind.saturating_sub(1);
+        let window = &self.ranges[index].window;
         match self.ranges[index].state {
             RangeState::Pending => Route::Skip,
             RangeState::Copying => Route::Wait(index),
-            RangeState::Done(at) if time <= at => Route::Skip,
-            RangeState::Done(_) => Route::Apply,
+            RangeState::Done(at)
+                if window
+                    .as_ref()
+                    .is_some_and(|window| window.holds(time, at.to)) =>
+            {
+                Route::Window(index)
+            }
+            RangeState::Done(at) => route_by_time(time, at),
         }
     }
 
@@ -137,7 +200,7 @@ impl Ranges {
     /// The latest time a range was read at, once all are done.
     pub fn note_progress(&mut self) {
         let latest = self.ranges.iter().map(|range| match range.state {
-            RangeState::Done(at) => Some(at),
+            RangeState::Done(at) => Some(at.to),
             _ => None,
         });
         self.applied_through = latest.collect::<Option<Vec<_>>>().and_then(|times| {
@@ -160,8 +223,24 @@ impl Ranges {
                 range.documents = 0;
                 range.bytes = 0;
                 range.waiting = Vec::new();
+                range.window = None;
             }
         }
+    }
+}
+
+/// What is to be done with an event of a range that was read at these times.
+///
+/// Of one that was read in pieces it is not known which piece held the document. Reading it again
+/// as of the position is right for all: what the piece had is the past of that, or its future, of
+/// which all later events are still to come.
+fn route_by_time(time: ClusterTime, at: Span) -> Route {
+    if time <= at.from {
+        Route::Skip
+    } else if time <= at.to {
+        Route::ReadAgain
+    } else {
+        Route::Apply
     }
 }
 
@@ -171,18 +250,25 @@ impl Ranges {
 /// Says what an event lacks.
 pub fn released(
     waiting: Vec<(ClusterTime, Vec<u8>)>,
-    at: ClusterTime,
-    collection: u32,
-    refetch: bool,
+    at: Span,
+    home: Home,
+    mut window: Option<&mut Window>,
 ) -> Result<Batch, &'static str> {
     let mut batch = Batch::default();
     for (time, bytes) in waiting {
-        if time <= at {
+        let raw = bson::RawDocument::from_bytes(&bytes).map_err(|_| "malformed bytes")?;
+        let event = parse(raw)?;
+        if let Some(window) = window.as_mut().filter(|window| window.holds(time, at.to)) {
+            window.note(&event)?;
+            batch.add_to_window(home, &event)?;
             continue;
         }
-        let raw = bson::RawDocument::from_bytes(&bytes).map_err(|_| "malformed bytes")?;
-        let event = crate::engine::stream::event::parse(raw)?;
-        batch.add(collection, &event, refetch)?;
+        let form = match route_by_time(time, at) {
+            Route::Skip => continue,
+            Route::ReadAgain => Form::ReadAgain,
+            Route::Apply | Route::Wait(_) | Route::Window(_) => home.form,
+        };
+        batch.add(Home { form, ..home }, &event)?;
     }
     Ok(batch)
 }
@@ -190,8 +276,16 @@ pub fn released(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::apply::gather::Outcome;
     use crate::engine::bson::scan::{find, kind};
+    use crate::engine::state::Way;
     use bson::doc;
+
+    const HOME: Home = Home {
+        collection: 0,
+        way: Way::Transactional,
+        form: Form::Deltas,
+    };
 
     fn time(seconds: u32) -> ClusterTime {
         ClusterTime {
@@ -214,6 +308,7 @@ mod tests {
             low: low.map(int),
             high: high.map(int),
             state,
+            compare: false,
             documents: 0,
             bytes: 0,
         }
@@ -226,8 +321,8 @@ mod tests {
 
     fn mixed() -> Ranges {
         let mut ranges = Ranges::new(vec![
-            entry(2, Some(20), None, RangeState::Done(time(9))),
-            entry(0, None, Some(10), RangeState::Done(time(5))),
+            entry(2, Some(20), None, RangeState::Done(time(9).into())),
+            entry(0, None, Some(10), RangeState::Done(time(5).into())),
             entry(1, Some(10), Some(20), RangeState::Pending),
         ]);
         ranges.get_mut(1).state = RangeState::Copying;
@@ -257,14 +352,44 @@ mod tests {
     #[test]
     fn once_all_is_done_later_events_need_no_range() {
         let ranges = Ranges::new(vec![
-            entry(0, None, Some(10), RangeState::Done(time(5))),
-            entry(1, Some(10), None, RangeState::Done(time(7))),
+            entry(0, None, Some(10), RangeState::Done(time(5).into())),
+            entry(1, Some(10), None, RangeState::Done(time(7).into())),
         ]);
         assert!(ranges.is_done());
         assert_eq!(ranges.applied_through(), Some(time(7)));
         assert_eq!(route(&ranges, 1, 6), Route::Apply);
         assert_eq!(route(&ranges, 11, 6), Route::Skip);
         assert_eq!(route(&ranges, 11, 8), Route::Apply);
+    }
+
+    #[test]
+    fn a_range_that_was_read_in_pieces_leaves_what_lies_between_to_the_source() {
+        let pieces = Span {
+            from: time(5),
+            to: time(9),
+        };
+        let ranges = Ranges::new(vec![entry(0, None, None, RangeState::Done(pieces))]);
+        assert_eq!(route(&ranges, 1, 5), Route::Skip);
+        assert_eq!(route(&ranges, 1, 6), Route::ReadAgain);
+        assert_eq!(route(&ranges, 1, 9), Route::ReadAgain);
+        assert_eq!(route(&ranges, 1, 10), Route::Apply);
+        assert_eq!(ranges.applied_through(), Some(time(9)));
+
+        let waiting = [5, 6, 10].map(|at| {
+            let event = doc! {
+                "_id": {"_data": "82"},
+                "operationType": "insert",
+                "documentKey": {"_id": at},
+                "fullDocument": {"_id": at},
+            };
+            (time(u32::try_from(at).unwrap()), event.to_vec().unwrap())
+        });
+        let batch = released(waiting.to_vec(), pieces, HOME, None).unwrap();
+        let outcomes: Vec<_> = batch.entities().iter().map(|one| &one.outcome).collect();
+        assert!(matches!(
+            outcomes[..],
+            [Outcome::Refetch, Outcome::Insert { .. }]
+        ));
     }
 
     #[test]

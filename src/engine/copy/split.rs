@@ -40,7 +40,7 @@ impl Size {
 /// What the exchange met.
 pub async fn size(source: &Commands, collection: &str) -> Result<Size> {
     match source
-        .run(
+        .read(
             "ask for a collection's size",
             doc! {"collStats": collection},
         )
@@ -48,8 +48,12 @@ pub async fn size(source: &Commands, collection: &str) -> Result<Size> {
     {
         Ok(reply) => {
             let count = |name| u64::try_from(number(&reply, name)).unwrap_or(0);
+            let series = reply.get_document("timeseries").ok();
+            let buckets =
+                series.map(|series| u64::try_from(number(series, "bucketCount")).unwrap_or(0));
             Ok(Size {
-                documents: count("count"),
+                // Of the buckets of a time series no count is told.
+                documents: buckets.unwrap_or_else(|| count("count")),
                 bytes: count("size"),
             })
         }

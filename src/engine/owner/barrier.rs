@@ -4,19 +4,21 @@
 //! Collections are addressed by UUID, and every step is idempotent by state, so a command that is
 //! met again after a crash changes nothing.
 
-use bson::{DateTime, Document, RawDocument, doc};
+use bson::{Bson, DateTime, Document, RawDocument, doc};
 
 use super::{Owner, malformed};
 use crate::engine::apply::ddl;
 use crate::engine::apply::gather::CollectionIndex;
+use crate::engine::apply::indexes::tend;
 use crate::engine::catalog::{
-    is_collated, list, target_index, target_options, unsupported_options,
+    FACELESS_REASON, TTL_DISARMED, list, modify_options, target_options, unsupported,
 };
 use crate::engine::error::{Error, Result, Side, code};
-use crate::engine::plan::name_as_uuid;
+use crate::engine::plan::{name_as_uuid, selects};
 use crate::engine::position::{Position, ResumeToken, StartPoint};
-use crate::engine::state::{CatalogEntry, documents_of};
+use crate::engine::state::{BUCKETS, CatalogEntry, Index, Stage, Way, documents_of};
 use crate::engine::stream::event::{Event, Operation, Uuid, parse};
+use crate::engine::writes::Write;
 
 impl Owner<'_> {
     /// Carries out the command that the reply in hand is at.
@@ -32,10 +34,7 @@ impl Owner<'_> {
             return Ok(());
         };
         let event = parse(raw).map_err(malformed)?;
-        // Commands have no transaction that could hold the checkpoint: whoever has lost the
-        // mirror must learn it before.
-        let set = doc! {"updatedAt": DateTime::now()};
-        self.plan.state.update(self.plan.epoch, set).await?;
+        self.begin_command().await?;
         self.carry_out(&event).await?;
         let position = Position {
             time: event.time,
@@ -65,13 +64,26 @@ impl Owner<'_> {
         }
     }
 
+    /// Commands have no transaction that could hold the checkpoint: whoever has lost the mirror must
+    /// learn it before.
+    pub(super) async fn begin_command(&mut self) -> Result<()> {
+        // Whatever is written before it is done, also when the mirror is stopped in the middle of
+        // it, leaves the mark.
+        self.plan.in_command = true;
+        let set = doc! {"updatedAt": DateTime::now(), "inCommand": true};
+        let state = &self.plan.state;
+        let write = Write::HoldCheckpoint;
+        state.update(write, self.plan.epoch, set).await
+    }
+
     /// Whether a name takes part. Names that the server gives to collections it is about to
     /// rename do: their content would be missed otherwise (`facts` mongodb 1.9).
     fn takes_part(&self, name: &str) -> bool {
         let temporary = name.starts_with("tmp.agg_out.")
             || (name.starts_with("tmp")
                 && (name.contains(".renameCollection") || name.contains(".convertToCapped.")));
-        temporary || self.config.selection.selects(name)
+        let is_data = !name.starts_with("system.") || name == "system.js" || is_buckets(name);
+        is_data && (temporary || selects(self.config, name))
     }
 
     fn known(&self, event: &Event<'_>) -> Option<CollectionIndex> {
@@ -81,81 +93,101 @@ impl Owner<'_> {
 
     async fn created(&mut self, event: &Event<'_>) -> Result<()> {
         let name = event.collection;
-        if !self.takes_part(name) || name.starts_with("system.") || self.known(event).is_some() {
+        if !self.takes_part(name) || self.known(event).is_some() {
             return Ok(());
         }
         let options = description(event)?;
-        let view_on = options.get_str("viewOn").unwrap_or_default();
-        let is_bucket_view = view_on.starts_with("system.buckets.");
-        let kind = if is_bucket_view {
-            "timeseries"
-        } else {
-            "collection"
+        let Some(uuid) = event.uuid else {
+            if options.get_str("viewOn").is_ok_and(is_buckets) {
+                return self.face_created(name).await;
+            }
+            if let Some(reason) = unsupported(name, &options, self.plan.possible()) {
+                // Views are listed anew by the next process.
+                let uuid = name_as_uuid(name);
+                self.plan.catalog.leave_out(uuid, name, reason);
+                return Ok(());
+            }
+            return ddl::create(&self.plan.target, name, &target_options(&options)).await;
         };
-        if let Some(reason) = unsupported_options(kind, &options) {
-            let uuid = event.uuid.unwrap_or_else(|| name_as_uuid(name));
-            return self.leave_out(uuid, name, reason).await;
+        if self.has_no_face(name) {
+            return self
+                .plan
+                .leave_out(uuid, public(name), FACELESS_REASON)
+                .await;
+        }
+        let buckets = format!("{BUCKETS}{name}");
+        if let Some(buckets) = self.plan.catalog.by_name(&buckets) {
+            // The name was free: these were made, and their time series was not.
+            let uuid = self.plan.catalog.get(buckets).entry.uuid;
+            self.drop_and_forget(buckets).await?;
+            self.plan.leave_out(uuid, name, FACELESS_REASON).await?;
         }
         // What is called so on the target is not this collection: the source's name was free.
-        if event.uuid.is_some() {
-            match self.plan.catalog.by_name(name) {
-                Some(old) => self.drop_and_forget(old).await?,
-                None => ddl::drop(&self.plan.target, name).await?,
-            }
+        match self.plan.catalog.by_name(name) {
+            Some(old) => self.drop_and_forget(old).await?,
+            None => ddl::drop(&self.plan.target, public(name)).await?,
         }
-        ddl::create(&self.plan.target, name, &target_options(&options)).await?;
-        let Some(uuid) = event.uuid else {
+        if let Some(reason) = unsupported(name, &options, self.plan.possible()) {
+            return self.plan.leave_out(uuid, public(name), reason).await;
+        }
+        let mut entry = CatalogEntry::new(uuid, name, options, Vec::new());
+        entry.copied = true;
+        if !self.plan.create(&entry).await? {
             return Ok(());
-        };
-        let entry = CatalogEntry {
-            uuid,
-            name: name.to_owned(),
-            collated: is_collated(&options),
-            copied: true,
-            pending_indexes: Vec::new(),
-            index_problems: Vec::new(),
-            left_out: None,
+        }
+        let guard = match entry.way() {
+            Way::Transactional => None,
+            Way::InOrder | Way::Loose => ddl::uuid(&self.plan.target, name).await?,
         };
         self.plan.state.put_collection(&entry).await?;
-        self.plan.catalog.insert(entry);
+        let index = self.plan.catalog.insert(entry);
+        self.plan.catalog.get_mut(index).guard = guard;
         Ok(())
     }
 
-    /// Notes, also for the next process, what is not mirrored.
-    async fn leave_out(&mut self, uuid: Uuid, name: &str, reason: &str) -> Result<()> {
-        let entry = CatalogEntry {
-            uuid,
-            name: name.to_owned(),
-            collated: false,
-            copied: true,
-            pending_indexes: Vec::new(),
-            index_problems: Vec::new(),
-            left_out: Some(reason.to_owned()),
-        };
-        self.plan.state.put_collection(&entry).await?;
-        self.plan.catalog.leave_out(uuid, name, reason);
-        Ok(())
+    /// A time series was made together with its buckets, unless these were seen before it was there.
+    async fn face_created(&mut self, name: &str) -> Result<()> {
+        match self.plan.catalog.faceless(name) {
+            Some(uuid) => {
+                let buckets = format!("{BUCKETS}{name}");
+                self.plan.take(self.config, uuid, &buckets).await?;
+                self.update_phase();
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Whether these are buckets, and their time series cannot come, as its name is taken.
+    fn has_no_face(&self, name: &str) -> bool {
+        is_buckets(name) && self.plan.catalog.by_name(public(name)).is_some()
     }
 
     async fn dropped(&mut self, event: &Event<'_>) -> Result<()> {
         let Some(uuid) = event.uuid else {
-            // A view, or a time-series collection.
-            if self.plan.catalog.by_name(event.collection).is_none()
-                && self.takes_part(event.collection)
-            {
-                self.plan.catalog.remove(&name_as_uuid(event.collection));
-                ddl::drop(&self.plan.target, event.collection).await?;
+            // A view, or the face of a time-series collection, which goes with its buckets.
+            let name = event.collection;
+            let buckets = format!("{BUCKETS}{name}");
+            let is_view = self.plan.catalog.by_name(name).is_none()
+                && self.plan.catalog.by_name(&buckets).is_none();
+            if is_view && self.takes_part(name) {
+                self.plan.catalog.remove(&name_as_uuid(name));
+                ddl::drop(&self.plan.target, name).await?;
             }
             return Ok(());
         };
         match self.plan.catalog.find(&uuid) {
             Some(collection) => self.drop_and_forget(collection).await,
-            None if self.plan.catalog.is_left_out(&uuid) => {
-                self.plan.catalog.remove(&uuid);
-                self.plan.state.remove_collection(uuid).await
-            }
-            None => Ok(()),
+            None => self.no_longer_left_out(uuid).await,
         }
+    }
+
+    async fn no_longer_left_out(&mut self, uuid: Uuid) -> Result<()> {
+        if !self.plan.catalog.is_left_out(&uuid) {
+            return Ok(());
+        }
+        self.plan.catalog.remove(&uuid);
+        self.plan.state.remove_collection(uuid).await
     }
 
     /// Drops a collection on the target, and only then forgets it: a crash in between must find
@@ -163,7 +195,8 @@ impl Owner<'_> {
     async fn drop_and_forget(&mut self, collection: CollectionIndex) -> Result<()> {
         self.stop_lanes(Some(collection)).await?;
         self.await_build(collection).await?;
-        let name = self.plan.catalog.get(collection).entry.name.clone();
+        let entry = &self.plan.catalog.get(collection).entry;
+        let name = entry.public_name().to_owned();
         ddl::drop(&self.plan.target, &name).await?;
         self.forget(collection).await
     }
@@ -175,6 +208,7 @@ impl Owner<'_> {
                 ddl::drop(&self.plan.target, &there.name).await?;
             }
         }
+        self.plan.catalog.forget_left_out();
         Ok(())
     }
 
@@ -194,16 +228,16 @@ impl Owner<'_> {
             .to
             .ok_or_else(|| malformed("a rename without a new name"))?;
         let Some(collection) = self.known(event) else {
-            if self.takes_part(to) {
-                // From outside into the selection: nothing of it is on the target.
-                let uuid = event.uuid.unwrap_or_else(|| name_as_uuid(to));
-                if let Some(old) = self.plan.catalog.by_name(to) {
-                    self.drop_and_forget(old).await?;
-                }
-                let reason = "renamed from a name that is not selected or not mirrored; its \
-                              content is not mirrored yet";
-                self.leave_out(uuid, to, reason).await?;
+            let uuid = event.uuid.unwrap_or_else(|| name_as_uuid(to));
+            if !self.takes_part(to) {
+                return self.no_longer_left_out(uuid).await;
             }
+            // From outside into the selection: nothing of it is on the target.
+            if let Some(old) = self.plan.catalog.by_name(to) {
+                self.drop_and_forget(old).await?;
+            }
+            self.plan.take(self.config, uuid, to).await?;
+            self.update_phase();
             return Ok(());
         };
         let from = self.plan.catalog.get(collection).entry.name.clone();
@@ -215,8 +249,17 @@ impl Owner<'_> {
         if let Some(old) = self.plan.catalog.by_name(to) {
             self.forget(old).await?;
         }
-        if !self.takes_part(to) {
-            return self.drop_and_forget(collection).await;
+        let entry = &self.plan.catalog.get(collection).entry;
+        let (uuid, reason) = (
+            entry.uuid,
+            unsupported(to, &entry.options, self.plan.possible()),
+        );
+        if !self.takes_part(to) || reason.is_some() {
+            self.drop_and_forget(collection).await?;
+            if let Some(reason) = reason.filter(|_| self.takes_part(to)) {
+                self.plan.leave_out(uuid, to, reason).await?;
+            }
+            return Ok(());
         }
         ddl::rename(&self.plan.target, &from, to).await?;
         let entry = &mut self.plan.catalog.get_mut(collection).entry;
@@ -226,88 +269,64 @@ impl Owner<'_> {
     }
 
     async fn modified(&mut self, event: &Event<'_>) -> Result<()> {
-        let mut changes = description(event)?;
-        let name = match self.known(event) {
-            Some(collection) => self.plan.catalog.get(collection).entry.name.clone(),
-            None if event.uuid.is_none() && self.takes_part(event.collection) => {
-                event.collection.to_owned()
+        let changes = description(event)?;
+        let Some(collection) = self.known(event) else {
+            let is_face = changes.get_str("viewOn").is_ok_and(is_buckets);
+            let is_view = event.uuid.is_none() && !is_face && self.takes_part(event.collection);
+            // The collation of a view is told, but cannot be changed, not even to itself.
+            let told = changes.into_iter();
+            let changes: Document = told.filter(|(name, _)| name != "collation").collect();
+            let is_left_out = self
+                .plan
+                .catalog
+                .is_left_out(&name_as_uuid(event.collection));
+            if is_view && !is_left_out && !changes.is_empty() {
+                return self.modify(event.collection, &changes).await;
             }
-            None => return Ok(()),
+            return Ok(());
         };
-        if event.uuid.is_none()
-            && changes
-                .get_str("viewOn")
-                .is_ok_and(|on| on.starts_with("system.buckets."))
-        {
-            return Ok(());
-        }
-        if let Ok(index) = changes.get_document_mut("index") {
-            // TTL stays disarmed, uniqueness is not enforced yet: only what remains is changed.
-            for managed in ["expireAfterSeconds", "unique", "prepareUnique"] {
-                index.remove(managed);
-            }
-            if index.len() <= 1 {
-                changes.remove("index");
+        self.await_build(collection).await?;
+        let entry = &mut self.plan.catalog.get_mut(collection).entry;
+        let mut now = modify_options(&mut entry.options, &changes);
+        if let Ok(change) = changes.get_document("index") {
+            let index = entry.index(change.get_str("name").unwrap_or_default());
+            if let Some(change) = index.and_then(|index| modify_index(index, change)) {
+                now.insert("index", change);
             }
         }
-        changes.remove("expireAfterSeconds");
-        if let Some(collection) = self.known(event) {
-            self.modify_pending(collection, &changes).await?;
-        }
-        if changes.is_empty() {
+        let entry = entry.clone();
+        self.plan.state.put_collection(&entry).await?;
+        if now.is_empty() {
             return Ok(());
         }
-        match ddl::modify(&self.plan.target, &name, &changes).await {
+        self.modify(&entry.name, &now).await
+    }
+
+    async fn modify(&self, name: &str, changes: &Document) -> Result<()> {
+        match ddl::modify(&self.plan.target, name, changes).await {
             // Met again after a crash, behind a later drop that the source had already done.
             Err(error) if is_gone(&error) => Ok(()),
             outcome => outcome,
         }
     }
 
-    /// An index that is not built yet is built as it is now.
-    async fn modify_pending(
-        &mut self,
-        collection: CollectionIndex,
-        changes: &Document,
-    ) -> Result<()> {
-        let Ok(change) = changes.get_document("index") else {
-            return Ok(());
-        };
-        self.await_build(collection).await?;
-        let entry = &mut self.plan.catalog.get_mut(collection).entry;
-        for index in &mut entry.pending_indexes {
-            if index.get("name") == change.get("name") {
-                index.extend(change.clone());
-            }
-        }
-        let entry = entry.clone();
-        self.plan.state.put_collection(&entry).await
-    }
-
     async fn indexes_created(&mut self, event: &Event<'_>) -> Result<()> {
         let Some(collection) = self.known(event) else {
             return Ok(());
         };
-        let indexes = indexes_of(event)?;
+        self.await_build(collection).await?;
         let entry = &mut self.plan.catalog.get_mut(collection).entry;
-        if !entry.copied && !entry.pending_indexes.is_empty() {
-            // Not built yet: the newer definition takes the place of the older.
-            entry.pending_indexes.retain(|pending| {
-                !indexes
-                    .iter()
-                    .any(|new| new.get("name") == pending.get("name"))
-            });
+        for spec in indexes_of(event)? {
+            entry.put_index(spec);
         }
-        let (name, collated) = (entry.name.clone(), entry.collated);
-        for index in &indexes {
-            let (_, differs) = target_index(index, collated);
-            if differs.is_none() {
-                let index = index.get_str("name").unwrap_or_default();
-                self.forget_index_problem(collection, index);
-            }
+        let entry = entry.clone();
+        if entry.copied {
+            // They keep their place among the writes; what is refused is tried again later.
+            let collated = entry.is_collated();
+            let (target, name) = (&self.plan.target, &entry.name);
+            let tended = tend(target, name, &entry.indexes, collated, false).await?;
+            self.note_tended(collection, tended);
         }
-        let problems = ddl::create_indexes(&self.plan.target, &name, &indexes, collated).await?;
-        self.note_index_problems(collection, problems);
         let entry = self.plan.catalog.get(collection).entry.clone();
         self.plan.state.put_collection(&entry).await
     }
@@ -318,20 +337,64 @@ impl Owner<'_> {
         };
         self.await_build(collection).await?;
         let name = self.plan.catalog.get(collection).entry.name.clone();
-        for index in indexes_of(event)? {
-            let Ok(index) = index.get_str("name") else {
+        for spec in indexes_of(event)? {
+            let Ok(index) = spec.get_str("name") else {
                 continue;
             };
             let entry = &mut self.plan.catalog.get_mut(collection).entry;
-            entry
-                .pending_indexes
-                .retain(|pending| pending.get_str("name").ok() != Some(index));
-            self.forget_index_problem(collection, index);
+            entry.indexes.retain(|there| there.name() != index);
             ddl::drop_index(&self.plan.target, &name, index).await?;
         }
         let entry = self.plan.catalog.get(collection).entry.clone();
         self.plan.state.put_collection(&entry).await
     }
+}
+
+/// Lays what a `collMod` was told over an index; returns what of it is carried out on the target
+/// now. Uniqueness follows by itself once the mirror has caught up.
+fn modify_index(index: &mut Index, change: &Document) -> Option<Document> {
+    let mut now = doc! {"name": index.name()};
+    for (option, value) in change {
+        let is_on = value == &Bson::Boolean(true);
+        match option.as_str() {
+            "hidden" => {
+                now.insert(option, value.clone());
+            }
+            // Nothing expires on the target; but whether it is a TTL index shows.
+            "expireAfterSeconds" if !index.spec.contains_key(option) => {
+                now.insert(option, TTL_DISARMED);
+            }
+            "prepareUnique" if !is_on => {
+                now.insert(option, false);
+            }
+            _ => {}
+        }
+        match option.as_str() {
+            "name" | "keyPattern" => continue,
+            "hidden" | "prepareUnique" | "unique" if !is_on => {
+                index.spec.remove(option);
+            }
+            _ => {
+                index.spec.insert(option, value.clone());
+            }
+        }
+        if option == "unique" {
+            index.spec.remove("prepareUnique");
+        }
+        if index.is_enforcing() && index.stage == Stage::Whole {
+            index.stage = Stage::Ordinary;
+        }
+    }
+    (now.len() > 1 && index.stage != Stage::Missing).then_some(now)
+}
+
+fn is_buckets(name: &str) -> bool {
+    name.starts_with(BUCKETS)
+}
+
+/// What users call it.
+fn public(name: &str) -> &str {
+    name.strip_prefix(BUCKETS).unwrap_or(name)
 }
 
 fn is_gone(error: &Error) -> bool {

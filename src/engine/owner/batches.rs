@@ -1,13 +1,12 @@
 //! From replies of the stream to batches for the writer, and back from it.
 
 use super::{BATCH_DOCUMENTS, EIGHTHS, IDLE_CHECKPOINT, InFlight, Owner, Pause, malformed};
-use crate::engine::apply::writer::{Names, Part, Prepared, Written};
-use crate::engine::bson::order::Value;
-use crate::engine::bson::scan::Element;
+use crate::engine::apply::gather::{CollectionIndex, Form, Home};
+use crate::engine::apply::writer::{Named, Names, Part, Prepared, Written};
 use crate::engine::copy::ranges::Route;
 use crate::engine::error::{Error, Result, Side};
 use crate::engine::position::{Position, ResumeToken, StartPoint};
-use crate::engine::state::Ahead;
+use crate::engine::state::Way;
 use crate::engine::stream::event::{Event, Operation, parse};
 use tokio::time::Instant;
 
@@ -31,6 +30,11 @@ impl Owner<'_> {
             };
             if !goes_on {
                 self.open = None;
+                let reached = last.map_or(self.position.time, |(time, _)| time);
+                if self.may_hold(reached, Some(event.time)) {
+                    paused = Some(Pause::Hold);
+                    break;
+                }
                 if self.is_full() {
                     paused = Some(Pause::Full);
                     break;
@@ -84,8 +88,7 @@ impl Owner<'_> {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.gather.entities().len() >= BATCH_DOCUMENTS
-            || self.gather.bytes() >= self.share(EIGHTHS.1)
+        self.gather.len() >= BATCH_DOCUMENTS || self.gather.bytes() >= self.share(EIGHTHS.1)
     }
 
     /// A transaction of the source that outgrows the memory that a batch may take.
@@ -102,10 +105,21 @@ impl Owner<'_> {
         else {
             return Ok(());
         };
-        let id = event.id.ok_or_else(|| malformed("no documentKey._id"))?;
+        let id = match event.id {
+            Some(id) => id,
+            None if event.slim => {
+                // Its `_id` alone is too large: only comparing both sides finds it.
+                return Err(Error::EventTooLarge {
+                    position: event.time,
+                });
+            }
+            None => return Err(malformed("no documentKey._id")),
+        };
+        let mut home = self.home(collection);
         if let Some(ranges) = self.plan.ranges.get_mut(&collection) {
             match ranges.route(id, event.time) {
                 Route::Apply => {}
+                Route::ReadAgain => home.form = Form::ReadAgain,
                 Route::Skip => return Ok(()),
                 Route::Wait(place) => {
                     // The bytes of the event outlive its reply.
@@ -114,31 +128,45 @@ impl Owner<'_> {
                     ranges.get_mut(place).waiting.push((event.time, raw));
                     return Ok(());
                 }
+                Route::Window(place) => {
+                    if let Some(window) = &mut ranges.get_mut(place).window {
+                        window.note(event).map_err(malformed)?;
+                    }
+                    return self.gather.add_to_window(home, event).map_err(malformed);
+                }
             }
         }
-        if !self.ahead.is_empty() && self.is_ahead(event, id) {
+        if self.is_quarantined(collection, id) {
+            self.gather.compare(home, event, id);
             return Ok(());
         }
-        let refetch = !self.plan.abilities.internal_delta;
-        self.gather
-            .add(collection, event, refetch)
-            .map_err(malformed)
+        self.gather.add(home, event).map_err(malformed)
     }
 
-    /// Whether the document was read later than this event.
-    pub(super) fn is_ahead(&mut self, event: &Event<'_>, id: Element<'_>) -> bool {
-        let Some(uuid) = event.uuid else {
-            return false;
+    /// How events of a collection are gathered now. Capped collections are never ahead: they cannot
+    /// be read document by document.
+    pub(super) fn home(&self, collection: CollectionIndex) -> Home {
+        let way = self.plan.catalog.get(collection).entry.way();
+        let survives = self.plan.abilities.survives_duplicate_names();
+        let form = if self.ahead.is_any() && way != Way::InOrder {
+            Form::ReadAgain
+        } else if !self.plan.abilities.internal_delta {
+            Form::Documents
+        } else if way == Way::InOrder {
+            Form::Deltas
+        } else if self.plan.careful || self.in_pieces && !survives {
+            // In the middle of a transaction, what was read again is as after its end: no delta
+            // may follow.
+            Form::Documents
+        } else if survives {
+            Form::Deltas
+        } else {
+            Form::PlainDeltas
         };
-        let key = (uuid, Value::of(id));
-        match self.ahead.get(&key) {
-            Some(until) if event.time <= *until => true,
-            Some(_) => {
-                self.ahead.remove(&key);
-                self.ahead_changed = true;
-                false
-            }
-            None => false,
+        Home {
+            collection,
+            way,
+            form,
         }
     }
 
@@ -183,26 +211,27 @@ impl Owner<'_> {
     }
 
     pub(super) async fn hand_over(&mut self, part: Part) {
-        let batch = std::mem::take(&mut self.gather);
+        let mut batch = std::mem::take(&mut self.gather);
+        if part == Part::More {
+            // Their notes go with the position, which moves with the last piece.
+            self.gather.ranges_done = std::mem::take(&mut batch.ranges_done);
+        }
         let mut names = Names::new();
-        let touched = batch.entities().iter().map(|entity| entity.collection);
+        let documents = batch.entities().iter().chain(batch.outside());
+        let documents = documents.chain(batch.window());
+        let touched = documents.map(|entity| entity.collection);
         let touched = touched.chain(batch.ranges_done.iter().map(|range| range.collection));
         for collection in touched {
             names.entry(collection).or_insert_with(|| {
-                let entry = &self.plan.catalog.get(collection).entry;
-                (entry.name.clone(), entry.uuid)
+                let known = self.plan.catalog.get(collection);
+                Named {
+                    name: known.entry.name.clone(),
+                    uuid: known.entry.uuid,
+                    way: known.entry.way(),
+                    guard: known.guard,
+                }
             });
         }
-        if self
-            .ahead
-            .values()
-            .any(|until| *until <= self.position.time)
-        {
-            let passed = self.position.time;
-            self.ahead.retain(|_, until| *until > passed);
-            self.ahead_changed = true;
-        }
-        let ahead = std::mem::take(&mut self.ahead_changed).then(|| self.ahead_list());
         self.in_flight = Some(InFlight {
             part,
             position: self.position.clone(),
@@ -212,27 +241,20 @@ impl Owner<'_> {
                 .iter()
                 .map(|range| range.collection)
                 .collect(),
+            repairing: self.repairing.take(),
         });
         let prepared = Prepared {
             part,
+            quarantined: self.quarantined_in(&batch),
+            room: self.quarantine.room(),
             batch,
             position: self.position.clone(),
             names,
-            ahead: ahead.or_else(|| (!self.ahead.is_empty()).then(|| self.ahead_list())),
+            ahead: self.ahead,
+            in_command: self.plan.in_command,
         };
         // The channel is empty while nothing is in flight; a closed one shows as a lost outcome.
         let _ = self.writer.batches.send(prepared).await;
-    }
-
-    pub(super) fn ahead_list(&self) -> Vec<Ahead> {
-        self.ahead
-            .iter()
-            .map(|((uuid, id), until)| Ahead {
-                uuid: *uuid,
-                id: id.clone(),
-                until: *until,
-            })
-            .collect()
     }
 
     /// A batch is committed.
@@ -245,7 +267,8 @@ impl Owner<'_> {
         let Some(in_flight) = self.in_flight.take() else {
             return Ok(());
         };
-        self.progress.problem = None;
+        self.progress.target.set(true, "");
+        self.clear_problem();
         let totals = &mut self.progress.totals;
         totals.events_applied += in_flight.counts.total();
         totals.inserts += in_flight.counts.inserts;
@@ -255,18 +278,27 @@ impl Owner<'_> {
         totals.batches += 1;
         totals.repaired += written.repaired;
         totals.retries += written.retries;
-        if written.repaired > 0 {
+        if let Some(done) = in_flight.repairing {
+            // Whoever asked may be gone.
+            let _ = done.send(written.reconciled);
+        }
+        if written.repaired > written.reconciled.written + written.reconciled.deleted {
+            self.suspicious = true;
             tracing::warn!(mirror = %self.config.name, documents = written.repaired, "documents on the target were not as the source left them; repaired");
         }
-        for ahead in written.ahead {
-            // Events of it that are already gathered must not be laid over the newer document.
-            if let Some(collection) = self.plan.catalog.find(&ahead.uuid) {
-                self.gather.read_again(collection, &ahead.id);
-            }
-            self.ahead.insert((ahead.uuid, ahead.id), ahead.until);
+        self.ahead = self.ahead.and(written.ahead_until);
+        if written.ahead_until.is_some() {
+            // What is already gathered must not be laid over newer documents.
+            self.gather.read_all_again();
         }
-        if in_flight.part == Part::More {
-            return Ok(());
+        for collection in written.relaxed {
+            self.relaxed(collection);
+        }
+        self.note_refused(written.refused, &written.healed);
+        match in_flight.part {
+            Part::More => return Ok(()),
+            Part::Last => self.plan.careful = false,
+            Part::Whole => {}
         }
         self.checkpointed = Instant::now();
         self.reached(in_flight.position, true);
@@ -278,6 +310,7 @@ impl Owner<'_> {
 
     /// The target now holds everything up to here.
     pub(super) fn reached(&mut self, position: Position, durable: bool) {
+        self.ahead = self.ahead.at(position.time);
         self.monitor.reached(position.time);
         self.progress.position = Some(position.time);
         if durable {

@@ -6,13 +6,15 @@ use bson::{DateTime, doc};
 use tokio_util::sync::CancellationToken;
 
 use super::{COPY_BATCH, Owner, malformed};
-use crate::engine::apply::ddl::{IndexProblem, create_indexes};
 use crate::engine::apply::gather::{CollectionIndex, RangeDone};
+use crate::engine::catalog::target_options;
 use crate::engine::copy::lane::{Job, Lane, Report as LaneReport};
-use crate::engine::copy::ranges::released;
+use crate::engine::copy::natural::Unfenced;
+use crate::engine::copy::ranges::{Window, released};
 use crate::engine::error::Result;
-use crate::engine::position::ClusterTime;
+use crate::engine::position::{ClusterTime, Span};
 use crate::engine::state::{RangeState, StateStore, encode_figures};
+use crate::engine::writes::Write;
 
 impl Owner<'_> {
     pub(super) fn is_copied(&self) -> bool {
@@ -49,7 +51,10 @@ impl Owner<'_> {
                 low: range.low.clone(),
                 high: range.high.clone(),
                 dirty: range.dirty,
+                compare: range.compare,
                 batch_size: size.documents_in(COPY_BATCH),
+                way: entry.way(),
+                options: target_options(&entry.options),
             };
             range.dirty = true;
             let stop = CancellationToken::new();
@@ -95,14 +100,15 @@ impl Owner<'_> {
                 at,
                 documents,
                 bytes,
+                unfenced,
             } => {
                 self.lane_stops.remove(&(collection, number));
-                self.range_done(collection, number, at, (documents, bytes))?;
+                self.range_done(collection, number, at, (documents, bytes), unfenced)?;
             }
             LaneReport::Gone { collection, number } => {
                 // Its drop is on the way in the stream; whatever comes before it is of no use.
                 self.lane_stops.remove(&(collection, number));
-                self.range_done(collection, number, ClusterTime::NEVER, (0, 0))?;
+                self.range_done(collection, number, ClusterTime::NEVER.into(), (0, 0), None)?;
             }
             LaneReport::Stopped { collection, number } => {
                 self.lane_stops.remove(&(collection, number));
@@ -129,10 +135,14 @@ impl Owner<'_> {
         &mut self,
         collection: CollectionIndex,
         number: u32,
-        at: ClusterTime,
+        at: Span,
         (documents, bytes): (u64, u64),
+        unfenced: Option<Unfenced>,
     ) -> Result<()> {
-        let refetch = !self.plan.abilities.internal_delta;
+        let home = self.home(collection);
+        if let Some(unfenced) = unfenced {
+            self.plan.catalog.get_mut(collection).guard = Some(unfenced.guard);
+        }
         let Some(ranges) = self.plan.ranges.get_mut(&collection) else {
             return Ok(());
         };
@@ -142,11 +152,13 @@ impl Owner<'_> {
         range.documents = documents;
         range.bytes = bytes;
         range.state = RangeState::Done(at);
+        range.window = unfenced.and_then(|it| it.from).map(Window::new);
         let waiting = std::mem::take(&mut range.waiting);
-        ranges.note_progress();
         let freed: usize = waiting.iter().map(|(_, raw)| raw.len()).sum();
         self.waiting_bytes = self.waiting_bytes.saturating_sub(freed);
-        let mut batch = released(waiting, at, collection, refetch).map_err(malformed)?;
+        let window = range.window.as_mut();
+        let mut batch = released(waiting, at, home, window).map_err(malformed)?;
+        ranges.note_progress();
         batch.ranges_done.push(RangeDone {
             collection,
             number,
@@ -176,32 +188,11 @@ impl Owner<'_> {
             .map(|(collection, _)| *collection)
             .collect();
         for collection in copied {
-            self.building.insert(collection);
-            let entry = self.plan.catalog.get(collection).entry.clone();
-            let target = self.plan.target.clone();
-            self.builds.spawn(async move {
-                let problems =
-                    create_indexes(&target, &entry.name, &entry.pending_indexes, entry.collated)
-                        .await?;
-                Ok((collection, problems))
-            });
+            self.start_tending(collection, false);
         }
         if self.plan.ranges.is_empty() {
             self.update_phase();
         }
-    }
-
-    pub(super) async fn built(
-        &mut self,
-        built: Result<Result<(CollectionIndex, Vec<IndexProblem>)>, tokio::task::JoinError>,
-    ) -> Result<()> {
-        let Ok(built) = built else {
-            return Ok(());
-        };
-        let (collection, problems) = built?;
-        self.building.remove(&collection);
-        self.note_index_problems(collection, problems);
-        self.try_complete(collection).await
     }
 
     /// A collection is copied and its indexes are built: its ranges are history once the position
@@ -232,15 +223,21 @@ impl Owner<'_> {
             self.forget_ranges(collection);
             let uuid = self.plan.catalog.get(collection).entry.uuid;
             self.plan.state.remove_ranges(uuid).await?;
-            let set = doc! {"copy": encode_figures(&self.plan.figures)};
-            self.plan.state.update(self.plan.epoch, set).await?;
+            self.note_figures().await?;
         }
         if self.plan.ranges.is_empty() && self.plan.figures.completed_at.is_none() {
             self.plan.figures.completed_at = Some(DateTime::now());
-            let set = doc! {"copy": encode_figures(&self.plan.figures)};
-            self.plan.state.update(self.plan.epoch, set).await?;
+            self.note_figures().await?;
         }
         Ok(())
+    }
+
+    async fn note_figures(&self) -> Result<()> {
+        let set = doc! {"copy": encode_figures(&self.plan.figures)};
+        self.plan
+            .state
+            .update(Write::NoteFigures, self.plan.epoch, set)
+            .await
     }
 
     /// The copied counts of ranges that go away stay in the totals.
@@ -253,23 +250,6 @@ impl Owner<'_> {
                 self.waiting_bytes = self.waiting_bytes.saturating_sub(freed);
             }
         }
-    }
-
-    pub(super) fn note_index_problems(
-        &mut self,
-        collection: CollectionIndex,
-        problems: Vec<IndexProblem>,
-    ) {
-        for IndexProblem { index, reason } in problems {
-            self.forget_index_problem(collection, &index);
-            let entry = &mut self.plan.catalog.get_mut(collection).entry;
-            entry.index_problems.push((index, reason));
-        }
-    }
-
-    pub(super) fn forget_index_problem(&mut self, collection: CollectionIndex, index: &str) {
-        let entry = &mut self.plan.catalog.get_mut(collection).entry;
-        entry.index_problems.retain(|(name, _)| name != index);
     }
 
     /// Stops the lanes of one collection, or all, and waits until nothing of theirs is under way.
@@ -318,17 +298,5 @@ impl Owner<'_> {
             }
         }
         failed
-    }
-
-    /// Waits for the index builds of one collection.
-    pub(super) async fn await_build(&mut self, collection: CollectionIndex) -> Result<()> {
-        while self.building.contains(&collection) {
-            let Some(built) = self.builds.join_next().await else {
-                self.building.remove(&collection);
-                break;
-            };
-            self.built(built).await?;
-        }
-        Ok(())
     }
 }

@@ -14,9 +14,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::engine::command::within;
+use crate::engine::command::Commands;
 use crate::engine::connection::probe::majority_time;
 use crate::engine::error::{Error, Result, Side};
+use crate::engine::headroom::{self, Oplog};
 use crate::engine::position::ClusterTime;
 
 /// Time between two samples.
@@ -51,12 +52,14 @@ pub enum Measured {
     Target,
     /// It did not.
     TargetSilent(Error),
+    /// What the source said of its oplog.
+    Oplog(Result<Oplog>),
 }
 
 /// Compares the source's time with the mirror's position.
 pub struct Monitor {
     measured: mpsc::Receiver<Measured>,
-    tasks: [JoinHandle<()>; 2],
+    tasks: [JoinHandle<()>; 3],
     behind: Behind,
 }
 
@@ -75,8 +78,12 @@ impl Monitor {
     /// Starts asking both sides.
     pub fn start(source: &Database, target: &Database) -> Self {
         let (send, measured) = mpsc::channel(1);
-        let (source, target) = (source.client().clone(), target.clone());
-        let told = send.clone();
+        let source = source.client().clone();
+        let target = Commands {
+            side: Side::Target,
+            db: target.clone(),
+        };
+        let (told, source_client) = (send.clone(), source.clone());
         let ask_source = tokio::spawn(ask(EVERY, told, async move || {
             let at = Instant::now();
             match in_time(Side::Source, majority_time(&source)).await {
@@ -84,16 +91,20 @@ impl Monitor {
                 Err(error) => Measured::SourceSilent(error),
             }
         }));
+        let (client, told) = (source_client, send.clone());
+        let ask_oplog = tokio::spawn(ask(headroom::EVERY, told, async move || {
+            Measured::Oplog(headroom::measure(&client).await)
+        }));
         let ask_target = tokio::spawn(ask(TARGET_EVERY, send, async move || {
-            let hello = target.run_command(doc! {"hello": 1});
-            match within(Side::Target, "hear from it", ANSWER_LIMIT, hello).await {
+            let hello = target.read("hear from it", doc! {"hello": 1});
+            match in_time(Side::Target, hello).await {
                 Ok(_) => Measured::Target,
                 Err(error) => Measured::TargetSilent(error),
             }
         }));
         Self {
             measured,
-            tasks: [ask_source, ask_target],
+            tasks: [ask_source, ask_target, ask_oplog],
             behind: Behind::default(),
         }
     }

@@ -4,33 +4,42 @@
 //! are told and report. All decisions are here and in the pure parts it calls, so there are no
 //! locks and no orders of events to think about but one.
 
+pub mod asking;
 mod barrier;
 mod batches;
 mod copying;
+mod indexes;
 mod lag;
+mod mending;
 mod outward;
+mod quarantine;
+mod verifying;
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use mongodb::ClientSession;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::apply::ddl::IndexProblem;
 use super::apply::gather::{Batch, CollectionIndex, Counts};
-use super::apply::writer::{Part, Prepared, Writer, Written};
-use super::bson::order::Value;
+use super::apply::indexes::Tended;
+use super::apply::writer::{Part, Prepared, Reconciled, Writer, Written};
 use super::config::MirrorConfig;
 use super::copy::lane::Report as LaneReport;
 use super::error::{Error, Result, Side};
+use super::headroom::History;
 use super::plan::Planned;
-use super::position::{ClusterTime, Position};
-use super::progress::{ApplyForm, Progress};
-use super::stream::event::{Transaction, Uuid};
+use super::position::{Ahead, Position};
+use super::progress::{ApplyForm, Progress, VerificationResult, VerificationRun};
+use super::quarantine::Quarantine;
+use super::request::Request;
+use super::stream::event::Transaction;
 use super::stream::reader::{self, Reply, Report as StreamReport};
+use asking::{Ask, AtRest};
+use indexes::Again;
 use lag::Monitor;
 
 /// A batch is closed at this many documents: transactions of a thousand cost no more per document
@@ -66,6 +75,8 @@ enum Pause {
     Barrier,
     /// Too many events wait for ranges that are being copied.
     Waiting,
+    /// Somebody asked the mirror to stand still for an instant.
+    Hold,
 }
 
 /// A running mirror.
@@ -88,8 +99,8 @@ pub struct Owner<'a> {
     reply: Option<(Reply, usize)>,
     paused: Option<Pause>,
     waiting_bytes: usize,
-    ahead: HashMap<(Uuid, Value), ClusterTime>,
-    ahead_changed: bool,
+    /// What of the target is ahead of the position, as far as is known.
+    ahead: Ahead,
 
     /// Where the target stands for certain.
     committed: Position,
@@ -101,11 +112,33 @@ pub struct Owner<'a> {
     lane_reports: (mpsc::Sender<LaneReport>, mpsc::Receiver<LaneReport>),
     lane_sessions: Vec<ClientSession>,
     lane_stops: HashMap<(CollectionIndex, u32), CancellationToken>,
-    builds: JoinSet<Result<(CollectionIndex, Vec<IndexProblem>)>>,
+    builds: JoinSet<Result<(CollectionIndex, Vec<Tended>)>>,
     building: HashSet<CollectionIndex>,
+    again: HashMap<CollectionIndex, Again>,
 
     monitor: Monitor,
+    /// What was left of the oplog, counted from `started`.
+    headroom: History,
+    started: Instant,
     caught_up: bool,
+
+    /// What the target refuses.
+    quarantine: Quarantine,
+
+    /// What other tasks ask for: one thing is under way at a time.
+    asks: (mpsc::Sender<Ask>, mpsc::Receiver<Ask>),
+    hold: Option<AtRest>,
+    repairing: Option<oneshot::Sender<Reconciled>>,
+
+    /// What users ask for.
+    requests: &'a mut mpsc::Receiver<Request>,
+    syncs: JoinSet<()>,
+    verifications: JoinSet<Result<VerificationResult>>,
+    verifying: Option<watch::Receiver<VerificationRun>>,
+    verify_waiting: Vec<verifying::Waiting>,
+    verify_failed: Option<Instant>,
+    /// Something was found on the target that nobody but a stranger can have written.
+    suspicious: bool,
 }
 
 /// A batch on its way.
@@ -114,6 +147,8 @@ struct InFlight {
     position: Position,
     counts: Counts,
     collections: Vec<CollectionIndex>,
+    /// Who asked for documents of it to be put right.
+    repairing: Option<oneshot::Sender<Reconciled>>,
 }
 
 struct WriterTask {
@@ -148,6 +183,7 @@ impl<'a> Owner<'a> {
         config: &'a MirrorConfig,
         mut plan: Planned,
         publish: &'a watch::Sender<Progress>,
+        requests: &'a mut mpsc::Receiver<Request>,
     ) -> Self {
         let mut sessions = std::mem::take(&mut plan.sessions);
         let writer = Writer {
@@ -158,19 +194,19 @@ impl<'a> Owner<'a> {
             abilities: plan.abilities,
             session: sessions.pop(),
             unfinished: None,
+            outside: plan.outside.clone(),
         };
-        let ahead = plan
-            .ahead
-            .iter()
-            .map(|ahead| ((ahead.uuid, ahead.id.clone()), ahead.until))
-            .collect();
         let mut progress = publish.borrow().clone();
         progress.apply_form = Some(if plan.abilities.internal_delta {
             ApplyForm::InternalDelta
         } else {
             ApplyForm::Refetch
         });
+        progress.verification.last = plan.verified.take();
+        progress.verification.running = None;
         let now = Instant::now();
+        let quarantine = Quarantine::new(std::mem::take(&mut plan.quarantine), now);
+        progress.quarantine = quarantine.list();
         Self {
             config,
             publish,
@@ -186,8 +222,7 @@ impl<'a> Owner<'a> {
             reply: None,
             paused: None,
             waiting_bytes: 0,
-            ahead,
-            ahead_changed: false,
+            ahead: plan.ahead,
             checkpointed: now,
             writer: WriterTask::start(writer),
             in_flight: None,
@@ -197,7 +232,21 @@ impl<'a> Owner<'a> {
             lane_stops: HashMap::new(),
             builds: JoinSet::new(),
             building: HashSet::new(),
+            again: HashMap::new(),
+            headroom: History::default(),
+            started: now,
             caught_up: false,
+            quarantine,
+            asks: mpsc::channel(1),
+            hold: None,
+            repairing: None,
+            requests,
+            syncs: JoinSet::new(),
+            verifications: JoinSet::new(),
+            verifying: None,
+            verify_waiting: Vec::new(),
+            verify_failed: None,
+            suspicious: plan.has_strangers,
             plan,
         }
     }
@@ -221,6 +270,8 @@ impl<'a> Owner<'a> {
         // Leave nothing running that still writes: the next run must find a quiet target.
         let stopped = self.stop_lanes(None).await;
         self.builds.abort_all();
+        self.verifications.abort_all();
+        self.syncs.abort_all();
         let finished = match outcome {
             Ok(()) => self.finish().await.and(stopped),
             Err(error) => Err(error),
@@ -251,6 +302,7 @@ impl<'a> Owner<'a> {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.finish_copied_collections();
         self.drop_passed_ranges().await?;
+        self.update_phase();
         loop {
             self.start_lanes();
             // A command of the stream can take long; what is cut off here is met again.
@@ -261,6 +313,9 @@ impl<'a> Owner<'a> {
             if !self.plan.ranges.is_empty() {
                 self.drop_passed_ranges().await?;
             }
+            self.verify_if_due();
+            let can_ask = !self.is_asked();
+            let can_request = self.has_room_for_requests();
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 outcome = self.writer.outcomes.recv(), if self.in_flight.is_some() => {
@@ -277,8 +332,15 @@ impl<'a> Owner<'a> {
                 }
                 Some(built) = self.builds.join_next() => self.built(built).await?,
                 report = stream.recv(), if self.reply.is_none() => self.stream_reported(report)?,
+                Some(ask) = self.asks.1.recv(), if can_ask => self.asked(ask),
+                Some(request) = self.requests.recv(), if can_request => self.requested(request),
+                Some(verified) = self.verifications.join_next() => self.verified(verified).await?,
+                Some(_) = self.syncs.join_next() => {}
                 measured = self.monitor.next() => self.measured(measured),
-                _ = tick.tick() => {}
+                _ = tick.tick() => {
+                    self.tend_indexes();
+                    self.retry_quarantined();
+                }
             }
             self.publish_if_due();
         }
@@ -292,6 +354,14 @@ impl<'a> Owner<'a> {
             let idle = self.in_flight.is_none() && self.gather.is_empty();
             match self.paused {
                 Some(Pause::Barrier) if idle => self.barrier().await?,
+                Some(Pause::Hold) if idle => {
+                    // What was written last may have been read too late.
+                    if !self.ahead.is_any() {
+                        self.stand_still().await?;
+                    }
+                    self.paused = None;
+                }
+                None if idle && self.is_between_changes() => self.stand_still().await?,
                 Some(Pause::Full) if self.gather.is_empty() => self.paused = None,
                 Some(Pause::Waiting) if self.waiting_bytes < self.share(EIGHTHS.2) => {
                     self.paused = None;
@@ -322,6 +392,7 @@ impl<'a> Owner<'a> {
     /// The barrier is passed: the next event follows.
     pub(super) fn pass_barrier(&mut self, reply: Reply, place: usize, position: Position) {
         self.paused = None;
+        self.plan.in_command = false;
         self.position = position;
         self.open = None;
         self.reply = Some((reply, place + 1));

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::lag::Measured;
 use super::{LOG, Owner, PUBLISH};
 use crate::engine::error::{Error, Result, Side};
+use crate::engine::headroom;
 use crate::engine::progress::{InitialSync, Phase, Problem, Unsupported};
 use crate::engine::stream::reader::Report as StreamReport;
 
@@ -15,8 +16,7 @@ impl Owner<'_> {
     pub(super) fn stream_reported(&mut self, report: Option<StreamReport>) -> Result<()> {
         match report {
             Some(StreamReport::Reply(reply)) => {
-                self.progress.source.set(true, "");
-                self.clear_problem();
+                self.source_answers();
                 self.reply = Some((reply, 0));
             }
             Some(StreamReport::Lost(error)) => {
@@ -33,8 +33,7 @@ impl Owner<'_> {
             }
             Some(StreamReport::Regained) => {
                 tracing::debug!(mirror = %self.config.name, "connection to the source regained");
-                self.progress.source.set(true, "");
-                self.clear_problem();
+                self.source_answers();
             }
             Some(StreamReport::Ended(error)) => return Err(error),
             None => {
@@ -50,9 +49,18 @@ impl Owner<'_> {
 
     /// The source answers: what was wrong with it is over. What is wrong with the target shows
     /// until a batch is written.
-    pub(super) fn clear_problem(&mut self) {
+    fn source_answers(&mut self) {
+        self.progress.source.set(true, "");
         let target = |problem: &Problem| problem.reason.starts_with("Target");
         if self.in_flight.is_none() || !self.progress.problem.as_ref().is_some_and(target) {
+            self.clear_problem();
+        }
+    }
+
+    /// One side does what it should. Nothing is wrong any more, unless the other side is silent.
+    pub(super) fn clear_problem(&mut self) {
+        let sides = [&self.progress.source, &self.progress.target];
+        if sides.iter().all(|side| side.connected != Some(false)) {
             self.progress.problem = None;
         }
     }
@@ -66,10 +74,16 @@ impl Owner<'_> {
             Measured::SourceSilent(error) => self.silent(Side::Source, &error),
             Measured::Target => {
                 if self.progress.target.set(true, "") {
-                    self.progress.problem = None;
+                    self.clear_problem();
                 }
             }
             Measured::TargetSilent(error) => self.silent(Side::Target, &error),
+            Measured::Oplog(oplog) => {
+                let position = self.committed.time;
+                let now = self.started.elapsed();
+                let headroom = headroom::told(oplog, position, &mut self.headroom, now);
+                self.progress.headroom = Some(headroom);
+            }
         }
         self.update_phase();
     }
@@ -94,16 +108,18 @@ impl Owner<'_> {
     /// Copying, until no range is left; catching up, until the source's own time was reached once.
     pub(super) fn update_phase(&mut self) {
         let phase = if !self.is_copied() {
+            self.caught_up = false;
             Phase::Copying
+        } else if self.ahead.is_any() {
+            Phase::CatchingUp
         } else if self.caught_up || self.monitor.is_caught_up() {
             self.caught_up = true;
             Phase::Mirroring
         } else {
             Phase::CatchingUp
         };
-        if self.is_copied() {
-            self.progress.consistent_at = self.progress.position;
-        }
+        let is_exact = self.is_consistent() && self.quarantine.is_empty();
+        self.progress.consistent_at = self.progress.position.filter(|_| is_exact);
         if phase != self.progress.phase {
             self.progress.phase = phase;
             self.published = Instant::now()
@@ -114,9 +130,15 @@ impl Owner<'_> {
         self.progress.lag = self.lag();
     }
 
+    /// Everything is copied, and no document is ahead of the position. A collection that joins later
+    /// takes the consistency back until it is copied.
+    fn is_consistent(&self) -> bool {
+        self.is_copied() && !self.ahead.is_any()
+    }
+
     /// A target that is not yet consistent has no lag: it is not at any time of the source.
     fn lag(&self) -> Option<Duration> {
-        if self.is_copied() {
+        if self.is_consistent() {
             self.monitor.lag()
         } else {
             None
@@ -137,6 +159,8 @@ impl Owner<'_> {
         self.progress.initial_sync = Some(self.initial_sync());
         self.progress.unsupported = self.unsupported();
         self.progress.lag = self.lag();
+        self.progress.verification.running =
+            self.verifying.as_ref().map(|how_far| *how_far.borrow());
         self.publish.send_replace(self.progress.clone());
     }
 
@@ -169,11 +193,17 @@ impl Owner<'_> {
     pub(super) fn unsupported(&self) -> Vec<Unsupported> {
         let mut all: Vec<Unsupported> = self.plan.catalog.left_out().cloned().collect();
         for (_, collection) in self.plan.catalog.alive() {
-            for (index, reason) in &collection.entry.index_problems {
-                all.push(Unsupported {
-                    name: format!("{} (index {index})", collection.entry.name),
-                    reason: reason.clone(),
-                });
+            for index in &collection.entry.indexes {
+                if let Some(reason) = &index.problem {
+                    all.push(Unsupported {
+                        name: format!(
+                            "{} (index {})",
+                            collection.entry.public_name(),
+                            index.name()
+                        ),
+                        reason: reason.clone(),
+                    });
+                }
             }
         }
         all.sort();

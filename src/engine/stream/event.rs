@@ -4,6 +4,7 @@ use bson::RawDocument;
 
 use crate::engine::bson::scan::{Element, Elements, find, kind};
 use crate::engine::position::ClusterTime;
+use crate::engine::stream::slim::MARK;
 
 /// A collection's identity on the source; names change, this does not.
 pub type Uuid = [u8; 16];
@@ -103,6 +104,9 @@ pub struct Event<'a> {
     pub description: Option<&'a [u8]>,
     /// The transaction, if it was one.
     pub transaction: Option<TransactionRef<'a>>,
+    /// It was too large and was read without its content: the document must be read again, and
+    /// without `id` nobody knows which one.
+    pub slim: bool,
 }
 
 /// A transaction, borrowed from its event.
@@ -146,6 +150,7 @@ pub fn parse(event: &RawDocument) -> Result<Event<'_>, &'static str> {
         raw_update: None,
         description: None,
         transaction: None,
+        slim: false,
     };
     let mut token = None;
     let (mut session, mut number) = (None, None);
@@ -173,6 +178,7 @@ pub fn parse(event: &RawDocument) -> Result<Event<'_>, &'static str> {
                     .and_then(|session| find(session, b"id"))
                     .map(|id| id.value);
             }
+            name if name == MARK.as_bytes() => parsed.slim = true,
             b"txnNumber" => number = element.value.try_into().ok().map(i64::from_le_bytes),
             _ => {}
         }

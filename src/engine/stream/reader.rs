@@ -12,8 +12,10 @@ use mongodb::Database;
 use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+use crate::engine::command::{Commands, within};
 use crate::engine::error::{Error, Result, Side, code};
 use crate::engine::position::{ClusterTime, Position, ResumeToken, StartPoint};
+use crate::engine::stream::slim::{Steps, Unreadable, View};
 
 /// How long the server holds an empty reply back. It also bounds how late the end of a source
 /// transaction is seen on an idle source: only the next reply tells that it is complete.
@@ -25,6 +27,10 @@ const REPLY_LIMIT: Duration = Duration::from_secs(120);
 
 /// Events in one reply; the server's own bound is 16 MiB.
 const BATCH: u32 = 2000;
+
+/// A server that does not answer the smallest question within this time is not merely refusing
+/// to show an event.
+const PING_LIMIT: Duration = Duration::from_secs(5);
 
 /// Replies are accounted in units of this many bytes.
 const UNIT: usize = 1024;
@@ -59,7 +65,7 @@ impl Reply {
 pub enum Report {
     /// Events, or their absence.
     Reply(Reply),
-    /// The stream broke and is being opened again. Once per outage.
+    /// The stream broke and is being opened again. Once for each reason that follows another.
     Lost(Error),
     /// It is open again.
     Regained,
@@ -70,8 +76,9 @@ pub enum Report {
 /// What the stream is asked to show.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Flags {
-    /// Raw deltas, internal namespaces and migrated inserts: needed for exact deltas and for
-    /// `convertToCapped` (`facts` mongodb 1.1, 2.2). Internal server interface.
+    /// Raw deltas, system collections and migrated inserts: needed for exact deltas, for
+    /// time-series collections and for `convertToCapped` (`facts` mongodb 1.1, 2.2, 6.9). Internal
+    /// server interface.
     pub internal: bool,
 }
 
@@ -90,30 +97,43 @@ pub async fn read(
         budget: bytes.available_permits(),
         bytes,
         reports,
+        steps: Steps::new(BATCH),
     };
     let mut pause = BACKOFF.0;
-    let mut lost = false;
+    let mut lost = None;
     loop {
         let error = match reader.read_on(&mut pause, &mut lost).await {
-            // The owner is gone.
-            Ok(()) => return,
+            Ok(Read::Enough) => return,
+            Ok(Read::InAnotherForm) => continue,
             Err(error) => error,
         };
         let ended = match error.code() {
             Some(code::HISTORY_LOST | code::CAPPED_POSITION_LOST) => Some(Error::HistoryLost {
                 position: reader.position.time,
             }),
-            Some(code::TOO_LARGE) => Some(Error::EventTooLarge {
-                position: reader.position.time,
-            }),
+            _ if error.is_refused_token() => Some(Error::CheckpointDamaged(format!(
+                "the source does not know the position's token: {error}"
+            ))),
+            Some(code::TOO_LARGE) => match reader.steps.too_large() {
+                Ok(()) => continue,
+                Err(Unreadable) => Some(reader.too_large()),
+            },
+            None if error.is_cut() && reader.source_answers().await => {
+                match reader.steps.closed() {
+                    Ok(true) => continue,
+                    Ok(false) => None,
+                    Err(Unreadable) => Some(reader.too_large()),
+                }
+            }
             _ => None,
         };
         if let Some(error) = ended {
             let _ = reader.reports.send(Report::Ended(error)).await;
             return;
         }
-        if !lost {
-            lost = true;
+        // What ends a connection often says less than what keeps the next one from being opened.
+        if lost != Some(error.reason()) {
+            lost = Some(error.reason());
             if reader.reports.send(Report::Lost(error)).await.is_err() {
                 return;
             }
@@ -132,11 +152,11 @@ pub async fn read(
 /// What the exchange met, other than an unknown flag.
 pub async fn probe_flags(source: &Database) -> Result<Flags> {
     let internal = Flags { internal: true };
-    match open(source, None, internal).await {
+    match open(source, None, internal, View::Whole).await {
         Ok(_) => Ok(internal),
         Err(error) if error.code() == Some(code::UNKNOWN_FIELD) => {
             let plain = Flags { internal: false };
-            open(source, None, plain).await?;
+            open(source, None, plain, View::Whole).await?;
             Ok(plain)
         }
         Err(error) => Err(error),
@@ -147,11 +167,13 @@ async fn open(
     source: &Database,
     from: Option<&StartPoint>,
     flags: Flags,
+    view: View,
 ) -> Result<RawBatchCursor> {
     let mut stage = doc! {"showExpandedEvents": true};
     if flags.internal {
         stage.insert("showRawUpdateDescription", true);
         stage.insert("showMigrationEvents", true);
+        stage.insert("showSystemEvents", true);
     }
     match from {
         Some(StartPoint::At(time)) => {
@@ -164,10 +186,12 @@ async fn open(
         }
         None => {}
     }
+    let mut stages = vec![doc! {"$changeStream": stage}];
+    stages.extend(view.stage());
     let open = source
-        .aggregate([doc! {"$changeStream": stage}])
+        .aggregate(stages)
         .max_await_time(AWAIT)
-        .batch_size(BATCH)
+        .batch_size(if view == View::Whole { BATCH } else { 1 })
         .batch();
     limited("open the change stream", open).await
 }
@@ -176,7 +200,7 @@ async fn limited<T>(
     doing: &'static str,
     exchange: impl Future<Output = mongodb::error::Result<T>>,
 ) -> Result<T> {
-    crate::engine::command::within(Side::Source, doing, REPLY_LIMIT, exchange).await
+    within(Side::Source, doing, REPLY_LIMIT, exchange).await
 }
 
 struct Reader {
@@ -186,12 +210,39 @@ struct Reader {
     budget: usize,
     bytes: Arc<Semaphore>,
     reports: mpsc::Sender<Report>,
+    steps: Steps,
+}
+
+/// Why reading ended without an error.
+enum Read {
+    /// Nobody listens any more.
+    Enough,
+    /// It goes on in another form.
+    InAnotherForm,
 }
 
 impl Reader {
-    /// Reads until something breaks; `Ok` when nobody listens any more.
-    async fn read_on(&mut self, pause: &mut Duration, lost: &mut bool) -> Result<()> {
-        let mut cursor = open(&self.source, Some(&self.position.start), self.flags).await?;
+    fn too_large(&self) -> Error {
+        Error::EventTooLarge {
+            position: self.position.time,
+        }
+    }
+
+    async fn source_answers(&self) -> bool {
+        let commands = Commands {
+            side: Side::Source,
+            db: self.source.clone(),
+        };
+        let answer = commands.read("hear from it", doc! {"ping": 1});
+        let in_time = tokio::time::timeout(PING_LIMIT, answer).await;
+        in_time.is_ok_and(|answer| answer.is_ok())
+    }
+
+    /// Reads until something breaks.
+    async fn read_on(&mut self, pause: &mut Duration, lost: &mut Option<&str>) -> Result<Read> {
+        let view = self.steps.view();
+        let start = Some(&self.position.start);
+        let mut cursor = open(&self.source, start, self.flags, view).await?;
         loop {
             let doing = "read the change stream";
             let next = async { cursor.next().await.transpose() };
@@ -204,18 +255,28 @@ impl Reader {
                 });
             };
             *pause = BACKOFF.0;
-            if std::mem::take(lost) && self.reports.send(Report::Regained).await.is_err() {
-                return Ok(());
+            if lost.take().is_some() && self.reports.send(Report::Regained).await.is_err() {
+                return Ok(Read::Enough);
             }
             let Some(reply) = self.account(batch).await? else {
-                return Ok(());
+                return Ok(Read::Enough);
             };
             self.position = Position {
                 time: reply.time,
                 start: StartPoint::After(reply.resume.clone()),
             };
+            let events = match view {
+                View::Whole => 1,
+                _ => u32::try_from(reply.events().count()).unwrap_or(u32::MAX),
+            };
             if self.reports.send(Report::Reply(reply)).await.is_err() {
-                return Ok(());
+                return Ok(Read::Enough);
+            }
+            if matches!(view, View::Slim | View::Bare) && events > 0 {
+                tracing::debug!(position = %self.position.time, ?view, "stepped over an event that is too large");
+            }
+            if self.steps.delivered(events) {
+                return Ok(Read::InAnotherForm);
             }
         }
     }

@@ -57,7 +57,7 @@ async fn demo() -> Result<()> {
         return Ok(());
     };
     tell::step("The operator, with the rights of its chart and no others");
-    let mut operator = Operator::start(&stage.kubernetes).await?;
+    let operator = Operator::start(&stage.kubernetes).await?;
     let (log, listen) = (operator.log().to_owned(), operator.listen());
     let story = async {
         stage.show().await?;

@@ -1,23 +1,12 @@
 //! The operator as a process.
 
 use std::{
-    env,
-    fs::{self, File},
+    env, fs,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
-    process::Stdio,
-    time::Duration,
 };
 
-use nix::{
-    sys::signal::{self, Signal},
-    unistd::Pid,
-};
-use testbed::scratch_root;
-use tokio::{
-    process::{Child, Command},
-    time::timeout,
-};
+use testbed::{Process, scratch_root};
 
 use crate::{Result, kubernetes::Kubernetes, tell};
 
@@ -27,12 +16,9 @@ const ROLES: &str = "charts/mongomirror/files/clusterrole.yaml";
 /// A path that is taken for the operator's program.
 const PROGRAM: &str = "MONGOMIRROR_BIN";
 
-/// How long it may take to finish its batches.
-const PATIENCE: Duration = Duration::from_secs(30);
-
 /// The running operator.
 pub struct Operator {
-    process: Child,
+    process: Process,
     log: PathBuf,
     listen: SocketAddr,
 }
@@ -43,22 +29,13 @@ impl Operator {
         let kubeconfig = kubernetes.operator_kubeconfig(Path::new(ROLES)).await?;
         let program = program()?;
         let log = scratch_root()?.join("operator.log");
-        let output = File::create(&log)?;
         // Whoever is given a port by the system does not get this one again soon.
         let listen = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let arguments = ["operator", "--listen", &listen.to_string()];
         tell::command(&format!("mongomirror {}", arguments.join(" ")));
-        let process = Command::new(&program)
-            .args(arguments)
-            .env("KUBECONFIG", kubeconfig)
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            // Ctrl-C goes to the terminal's whole group; the demo decides when the operator ends.
-            .process_group(0)
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|error| format!("could not start {}: {error}", program.display()))?;
+        let kubeconfig = ("KUBECONFIG".into(), kubeconfig.into());
+        // A group of its own: Ctrl-C goes to the terminal's; the demo decides when it ends.
+        let process = Process::start("the operator", program, arguments, [kubeconfig], &log)?;
         Ok(Self {
             process,
             log,
@@ -77,7 +54,7 @@ impl Operator {
     }
 
     /// Does something for which it must be running.
-    pub async fn while_running<T>(&mut self, what: impl Future<Output = Result<T>>) -> Result<T> {
+    pub async fn while_running<T>(&self, what: impl Future<Output = Result<T>>) -> Result<T> {
         tokio::select! {
             outcome = what => outcome,
             ended = self.process.wait() => {
@@ -87,16 +64,12 @@ impl Operator {
     }
 
     /// Asks it to end, and waits until it has kept its positions.
-    pub async fn stop(mut self) -> Result<()> {
-        let Some(id) = self.process.id() else {
-            return Ok(());
-        };
-        signal::kill(Pid::from_raw(i32::try_from(id)?), Signal::SIGTERM)?;
-        match timeout(PATIENCE, self.process.wait()).await {
-            Ok(status) if status.as_ref().is_ok_and(|status| status.success()) => Ok(()),
-            Ok(status) => Err(format!("the operator ended with {}", status?).into()),
-            Err(_) => Err("the operator did not end when it was asked to".into()),
+    pub async fn stop(self) -> Result<()> {
+        let status = self.process.stop().await?;
+        if !status.success() {
+            return Err(format!("the operator ended with {status}").into());
         }
+        Ok(())
     }
 }
 

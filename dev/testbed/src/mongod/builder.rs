@@ -37,6 +37,9 @@ pub(super) struct Options {
     arguments: Vec<OsString>,
     pub(super) name: String,
     pub(super) nodes: usize,
+    pub(super) initiated: Option<usize>,
+    pub(super) proxies: bool,
+    pub(super) disk_mb: Option<u32>,
     pub(super) settings: Document,
     pub(super) members: Vec<(usize, Document)>,
 }
@@ -62,6 +65,9 @@ impl<T> Builder<T> {
             arguments: Vec::new(),
             name: "rs0".into(),
             nodes: 1,
+            initiated: None,
+            proxies: false,
+            disk_mb: None,
             settings: Document::new(),
             members: Vec::new(),
         };

@@ -12,9 +12,12 @@ use tokio::{net::TcpStream, time::sleep};
 
 use super::access::SharedAccess;
 use crate::{
+    disk::Disk,
     error::{Context, Error, Result},
     port::Port,
     process::{Deadline, Server},
+    proxy::Proxy,
+    tools::{blocking, mongod::Mongod, mongod::Version},
 };
 
 /// How often a server is asked whether it is ready.
@@ -29,6 +32,9 @@ pub struct Node {
     server: Server,
     access: SharedAccess,
     port: Port,
+    proxy: Option<Proxy>,
+    // Behind the server, which is ended first.
+    disk: Option<Disk>,
 }
 
 impl Node {
@@ -37,10 +43,50 @@ impl Node {
             server,
             access,
             port,
+            proxy: None,
+            disk: None,
         }
     }
 
-    /// Its host and port.
+    /// Gives it a disk of its own.
+    pub(super) fn give_disk(&mut self, megabytes: u32) -> Result<()> {
+        self.disk = Some(Disk::mount(&self.data(), megabytes)?);
+        Ok(())
+    }
+
+    /// Its own disk.
+    ///
+    /// # Panics
+    /// If the set was not built with [`disk_mb`](crate::Builder::disk_mb).
+    pub fn disk(&self) -> &Disk {
+        self.disk.as_ref().expect("a set with disks")
+    }
+
+    /// Puts a proxy in front of it.
+    pub(super) async fn hide(&mut self) -> Result<()> {
+        self.proxy = Some(Proxy::start(self.port.number()).await?);
+        Ok(())
+    }
+
+    /// The proxy in front of it.
+    ///
+    /// # Panics
+    /// If the set was not built with
+    /// [`behind_proxies`](crate::Builder::behind_proxies).
+    pub fn proxy(&self) -> &Proxy {
+        self.proxy.as_ref().expect("a set behind proxies")
+    }
+
+    /// The host and port that the other members and clients of the set know: its proxy's, if it
+    /// has one.
+    pub fn announced(&self) -> String {
+        match &self.proxy {
+            Some(proxy) => proxy.address(),
+            None => self.address(),
+        }
+    }
+
+    /// Its own host and port.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port.number())
     }
@@ -106,6 +152,11 @@ impl Node {
         self.server.stop().await
     }
 
+    /// Waits until it ends by itself, as servers do whose disk is full.
+    pub async fn wait_for_end(&self) -> Result<()> {
+        self.server.wait_for_end().await
+    }
+
     /// Freezes it (SIGSTOP): connections stay open, nothing answers. What was sent to it before
     /// waits in its sockets and is processed on [`resume`](Self::resume).
     pub fn pause(&self) -> Result<()> {
@@ -124,6 +175,14 @@ impl Node {
             self.stop().await?;
         }
         self.start().await
+    }
+
+    /// As [`restart`](Self::restart), as another version.
+    pub async fn restart_as(&self, version: Version) -> Result<()> {
+        let mongod = blocking(move || Mongod::find(Some(version))).await?;
+        let environment = mongod.environment();
+        self.server.exchange(mongod.program, environment);
+        self.restart().await
     }
 
     pub(super) async fn start(&self) -> Result<()> {

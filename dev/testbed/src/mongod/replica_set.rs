@@ -52,7 +52,7 @@ impl ReplicaSet {
     }
 
     fn uri_of(&self, user: Option<(&str, &str)>) -> String {
-        let hosts: Vec<String> = self.nodes.iter().map(Node::address).collect();
+        let hosts: Vec<String> = self.nodes.iter().map(Node::announced).collect();
         let topology = format!("replicaSet={}", self.name);
         self.access.uri(&hosts.join(","), user, &topology)
     }
@@ -209,6 +209,55 @@ impl ReplicaSet {
             .await
     }
 
+    /// Takes the nodes that are no members yet into the set, one by one, and waits until all
+    /// have settled.
+    pub async fn grow(&self) -> Result<()> {
+        let known = members(&self.config().await?).len();
+        for index in known..self.nodes.len() {
+            let deadline = Deadline::after(PATIENCE);
+            // The set changes its configuration by itself when a new member has its data.
+            while let Err(error) = self.add(index).await {
+                if deadline.is_over() {
+                    return Err(error);
+                }
+                sleep(ASK_EVERY).await;
+            }
+            self.wait_until_member(index).await?;
+        }
+        self.wait_until_settled().await.map(drop)
+    }
+
+    async fn config(&self) -> Result<Document> {
+        let reply = self.admin(doc! {"replSetGetConfig": 1}).await?;
+        Ok(reply.get_document("config").cloned().unwrap_or_default())
+    }
+
+    async fn add(&self, index: usize) -> Result<()> {
+        let mut config = self.config().await?;
+        let mut members = members(&config);
+        // A handful of members: the index fits.
+        members.push(doc! {"_id": index as i32, "host": self.nodes[index].announced()}.into());
+        config.insert("members", members);
+        config.insert("version", config.get_i32("version").unwrap_or(1) + 1);
+        self.admin(doc! {"replSetReconfig": config}).await.map(drop)
+    }
+
+    async fn wait_until_member(&self, index: usize) -> Result<()> {
+        let deadline = Deadline::after(PATIENCE);
+        let mut probe = Probe::default();
+        loop {
+            if probe
+                .hello(&self.nodes[index])
+                .await
+                .is_ok_and(|hello| node::is_secondary(&hello))
+            {
+                return Ok(());
+            }
+            self.go_on_waiting(&deadline, "a new member does not join")
+                .await?;
+        }
+    }
+
     fn title(&self) -> String {
         format!("the replica set {}", self.name)
     }
@@ -228,6 +277,28 @@ impl Builder<ReplicaSet> {
     /// The number of members; 1 by default. Three elect, step down and roll back.
     pub fn nodes(mut self, nodes: usize) -> Self {
         self.options.nodes = nodes;
+        self
+    }
+
+    /// Begins the set with so many of its nodes; the others run, and join it by
+    /// [`ReplicaSet::grow`].
+    pub fn begin_with(mut self, members: usize) -> Self {
+        self.options.initiated = Some(members);
+        self
+    }
+
+    /// Puts a proxy in front of each member. The members announce their proxies' addresses, so
+    /// everybody connects through them: clients of the set, and the members among themselves.
+    /// [`Node::client`] and [`Node::uri`] do not.
+    pub fn behind_proxies(mut self) -> Self {
+        self.options.proxies = true;
+        self
+    }
+
+    /// Gives each member a disk of its own of so many megabytes, see [`Node::disk`]. Needs the right
+    /// to mount.
+    pub fn disk_mb(mut self, megabytes: u32) -> Self {
+        self.options.disk_mb = Some(megabytes);
         self
     }
 
@@ -267,7 +338,14 @@ impl Builder<ReplicaSet> {
             let name = format!("mongod {index} of {}", options.name);
             let set = Some((options.name.as_str(), key_file.as_deref()));
             let server = options.server(name, &mongod, &access, &home, &port, set);
-            nodes.push(Node::new(server, access.clone(), port));
+            let mut node = Node::new(server, access.clone(), port);
+            if options.proxies {
+                node.hide().await?;
+            }
+            if let Some(megabytes) = options.disk_mb {
+                node.give_disk(megabytes)?;
+            }
+            nodes.push(node);
         }
         let set = ReplicaSet {
             nodes,
@@ -293,7 +371,10 @@ impl ReplicaSet {
         let initiate = doc! {"replSetInitiate": self.configuration(options)};
         let initiated = first.database("admin").run_command(initiate).await;
         initiated.context(|| format!("initiate {}", self.title()))?;
-        let primary = self.wait_until_settled().await?;
+        let primary = match options.initiated {
+            Some(_) => self.wait_for_primary().await?,
+            None => self.wait_until_settled().await?,
+        };
         if self.access.auth {
             access::create_root(&self.nodes[primary].anonymous().await?).await?;
         }
@@ -301,9 +382,11 @@ impl ReplicaSet {
     }
 
     fn configuration(&self, options: &Options) -> Document {
-        let members = self.nodes.iter().enumerate().map(|(index, node)| {
+        let initiated = options.initiated.unwrap_or(self.nodes.len());
+        let nodes = self.nodes.iter().take(initiated).enumerate();
+        let members = nodes.map(|(index, node)| {
             // A handful of members: the index fits.
-            let mut member = doc! {"_id": index as i32, "host": node.address()};
+            let mut member = doc! {"_id": index as i32, "host": node.announced()};
             for (_, fields) in options.members.iter().filter(|(of, _)| *of == index) {
                 member.extend(fields.clone());
             }
@@ -318,6 +401,10 @@ impl ReplicaSet {
             "settings": settings,
         }
     }
+}
+
+fn members(config: &Document) -> Vec<Bson> {
+    config.get_array("members").cloned().unwrap_or_default()
 }
 
 /// The primary among members that say what they are. A former one that was paused may not know

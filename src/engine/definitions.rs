@@ -1,0 +1,315 @@
+//! Options and indexes of both sides, compared. Pure.
+//!
+//! What a mirror makes otherwise on purpose (nothing expires on a target, nothing is evicted) is
+//! made equal before it is compared.
+
+use std::collections::HashMap;
+
+use bson::{Document, doc};
+
+use super::catalog::{Listed, ordinary_index, target_options, whole_index};
+use super::state::{BUCKETS, CatalogEntry, Index, Stage, Way};
+use super::stream::event::Uuid;
+
+/// Everything that is defined on one side.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Definitions {
+    /// Collections and views.
+    pub listed: Vec<Listed>,
+    /// Indexes by collection, without those on `_id`.
+    pub indexes: HashMap<String, Vec<Document>>,
+}
+
+/// Something that is not the same on both sides.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Difference {
+    /// In words.
+    pub what: String,
+    /// What has to be done about it.
+    pub mend: Mend,
+}
+
+/// How a difference is put right.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Mend {
+    /// This index of a collection is made anew, or removed if the source does not have it.
+    Index(Uuid, String),
+    /// The collection gets its options again; it is copied anew where that cannot be done to it as
+    /// it is.
+    Collection(Uuid),
+    /// The view is made anew.
+    View(String),
+    /// Nothing of this name is on the source.
+    Drop(String),
+}
+
+/// Options that a collection can be given later, and what they are when they are absent.
+fn changeable() -> Document {
+    doc! {
+        "validator": {},
+        "validationLevel": "strict",
+        "validationAction": "error",
+        "changeStreamPreAndPostImages": {"enabled": false},
+    }
+}
+
+/// What has to become of a collection of the target that has the name of one of the source.
+#[derive(PartialEq, Debug)]
+pub enum Kept {
+    /// Its options are as they should be.
+    AsItIs,
+    /// These options are changed first.
+    Changed(Document),
+    /// It is another collection: it is dropped, and created anew.
+    Anew,
+}
+
+/// What of the target is not as the source has it. `entries` are the collections that are wholly
+/// on the target.
+pub fn differences(
+    source: &Definitions,
+    target: &Definitions,
+    entries: &[&CatalogEntry],
+    takes_part: impl Fn(&str) -> bool,
+) -> Vec<Difference> {
+    let there: HashMap<&str, &Listed> = by_name(&target.listed);
+    let mut different = Vec::new();
+    let views = source.listed.iter().filter(|listed| listed.kind == "view");
+    for view in views {
+        let mend = || Mend::View(view.name.clone());
+        match there.get(view.name.as_str()) {
+            None if takes_part(&view.name) => {
+                let what = format!("the view {:?} is not on the target", view.name);
+                different.push(of(what, mend()));
+            }
+            Some(there) if comparable(&view.options) != comparable(&there.options) => {
+                let what = format!("the view {:?} is defined otherwise", view.name);
+                different.push(of(what, mend()));
+            }
+            _ => {}
+        }
+    }
+    let sources = by_name(&source.listed);
+    for entry in entries {
+        let Some(wanted) = sources.get(entry.public_name()) else {
+            continue;
+        };
+        match there.get(entry.public_name()) {
+            None => {
+                let what = format!("{:?} is not on the target", wanted.name);
+                different.push(of(what, Mend::Collection(entry.uuid)));
+                continue;
+            }
+            Some(there) if comparable(&wanted.options) != comparable(&there.options) => {
+                let what = format!("{:?} has other options", wanted.name);
+                different.push(of(what, Mend::Collection(entry.uuid)));
+            }
+            Some(_) => {}
+        }
+        compare_indexes(entry, source, target, &mut different);
+    }
+    let is_known = |listed: &Listed| {
+        listed.name.starts_with("system.") || sources.contains_key(listed.name.as_str())
+    };
+    for extra in target.listed.iter().filter(|listed| !is_known(listed)) {
+        let what = format!("{:?} is only on the target", extra.name);
+        different.push(of(what, Mend::Drop(extra.name.clone())));
+    }
+    different
+}
+
+fn compare_indexes(
+    entry: &CatalogEntry,
+    source: &Definitions,
+    target: &Definitions,
+    different: &mut Vec<Difference>,
+) {
+    // The buckets of a time-series collection list them in their own form.
+    let none = Vec::new();
+    let of_side = |side: &'_ Definitions| side.indexes.get(&entry.name).unwrap_or(&none).clone();
+    let (wanted, there) = (of_side(source), of_side(target));
+    let name = entry.name.strip_prefix(BUCKETS).unwrap_or(&entry.name);
+    for index in &wanted {
+        let index_name = index.get_str("name").unwrap_or_default();
+        let known = entry
+            .indexes
+            .iter()
+            .find(|known| known.name() == index_name);
+        let form = match known.map(|known: &Index| known.stage) {
+            // Told by name and reason as long as it lasts.
+            Some(Stage::Missing) => continue,
+            Some(Stage::Ordinary) => ordinary_index,
+            _ => whole_index,
+        };
+        let found = there
+            .iter()
+            .find(|there| there.get_str("name").is_ok_and(|name| name == index_name));
+        let collated = entry.is_collated();
+        let is_equal = found.is_some_and(|found| form(found, collated) == form(index, collated));
+        if !is_equal {
+            different.push(Difference {
+                what: format!("the index {index_name:?} of {name:?} is missing or different"),
+                mend: Mend::Index(entry.uuid, index_name.to_owned()),
+            });
+        }
+    }
+    for index in &there {
+        let index_name = index.get_str("name").unwrap_or_default();
+        let is_wanted =
+            |wanted: &Document| wanted.get_str("name").is_ok_and(|name| name == index_name);
+        if !wanted.iter().any(is_wanted) {
+            different.push(Difference {
+                what: format!("the index {index_name:?} of {name:?} is only on the target"),
+                mend: Mend::Index(entry.uuid, index_name.to_owned()),
+            });
+        }
+    }
+}
+
+fn of(what: String, mend: Mend) -> Difference {
+    Difference { what, mend }
+}
+
+fn by_name(listed: &[Listed]) -> HashMap<&str, &Listed> {
+    listed
+        .iter()
+        .map(|listed| (listed.name.as_str(), listed))
+        .collect()
+}
+
+/// Options as they are compared: one that says what is so anyway is no option. A server adds those
+/// to a collection that was ever changed.
+pub fn comparable(options: &Document) -> Document {
+    let mut options = target_options(options);
+    for (name, default) in changeable() {
+        if options.get(&name) == Some(&default) {
+            options.remove(&name);
+        }
+    }
+    options
+}
+
+/// Compares what is on the target with what shall be there.
+pub fn keep(wanted: &Listed, there: &Listed) -> Kept {
+    let way = CatalogEntry::new([0; 16], &wanted.name, wanted.options.clone(), Vec::new()).way();
+    let expires = there.options.contains_key("expireAfterSeconds");
+    // Only what transactions may write can be compared range by range.
+    if wanted.kind != there.kind || way != Way::Transactional || expires {
+        return Kept::Anew;
+    }
+    let (mut wanted, mut there) = (comparable(&wanted.options), comparable(&there.options));
+    if wanted == there {
+        return Kept::AsItIs;
+    }
+    let mut changes = Document::new();
+    for (name, default) in changeable() {
+        let (wanted, there) = (wanted.remove(&name), there.remove(&name));
+        if wanted != there {
+            changes.insert(name, wanted.unwrap_or(default));
+        }
+    }
+    if wanted == there {
+        Kept::Changed(changes)
+    } else {
+        Kept::Anew
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(stage: Stage) -> CatalogEntry {
+        let spec = doc! {"v": 2, "key": {"k": 1}, "name": "k_1", "unique": true};
+        let mut entry = CatalogEntry::new([1; 16], "c", Document::new(), vec![spec]);
+        entry.indexes[0].stage = stage;
+        entry
+    }
+
+    fn side(options: Document, indexes: Vec<Document>) -> Definitions {
+        let listed = Listed {
+            name: "c".into(),
+            uuid: Some([1; 16]),
+            kind: "collection".into(),
+            options,
+        };
+        Definitions {
+            listed: vec![listed],
+            indexes: [("c".to_owned(), indexes)].into(),
+        }
+    }
+
+    fn words(source: &Definitions, target: &Definitions, stage: Stage) -> Vec<String> {
+        let entry = entry(stage);
+        let different = differences(source, target, &[&entry], |_| true);
+        different.into_iter().map(|one| one.what).collect()
+    }
+
+    #[test]
+    fn what_is_made_otherwise_on_purpose_is_no_difference() {
+        let unique = doc! {"v": 2, "key": {"k": 1}, "name": "k_1", "unique": true};
+        let plain = doc! {"v": 2, "key": {"k": 1}, "name": "k_1"};
+        let source = side(doc! {"expireAfterSeconds": 5}, vec![unique.clone()]);
+        let target = side(doc! {}, vec![plain]);
+        assert!(words(&source, &target, Stage::Ordinary).is_empty());
+        assert_eq!(words(&source, &target, Stage::Whole).len(), 1);
+        let whole = side(doc! {}, vec![unique]);
+        assert!(words(&source, &whole, Stage::Whole).is_empty());
+    }
+
+    #[test]
+    fn options_indexes_and_strangers_are_told() {
+        let source = side(doc! {"validator": {"a": 1}}, vec![]);
+        let mut target = side(doc! {}, vec![doc! {"name": "extra", "key": {"x": 1}}]);
+        target.listed.push(Listed {
+            name: "stranger".into(),
+            ..target.listed[0].clone()
+        });
+        assert_eq!(
+            words(&source, &target, Stage::Whole),
+            [
+                "\"c\" has other options",
+                "the index \"extra\" of \"c\" is only on the target",
+                "\"stranger\" is only on the target"
+            ]
+        );
+    }
+
+    fn listed(options: Document) -> Listed {
+        Listed {
+            name: "c".into(),
+            uuid: Some([1; 16]),
+            kind: "collection".into(),
+            options,
+        }
+    }
+
+    #[test]
+    fn equal_options_are_kept() {
+        let same = doc! {"collation": {"locale": "de", "version": "57.1"}};
+        let there = doc! {"collation": {"locale": "de", "version": "58.2"}};
+        assert_eq!(keep(&listed(same), &listed(there)), Kept::AsItIs);
+    }
+
+    #[test]
+    fn an_option_that_says_what_is_so_anyway_is_none() {
+        let there =
+            doc! {"validator": {}, "validationLevel": "strict", "validationAction": "error"};
+        assert_eq!(keep(&listed(doc! {}), &listed(there)), Kept::AsItIs);
+    }
+
+    #[test]
+    fn what_can_be_changed_later_is_changed() {
+        let there = doc! {"validator": {"a": 1}, "validationLevel": "off"};
+        assert_eq!(
+            keep(&listed(doc! {"validator": {"b": 1}}), &listed(there)),
+            Kept::Changed(doc! {"validator": {"b": 1}, "validationLevel": "strict"})
+        );
+    }
+
+    #[test]
+    fn another_collation_needs_another_collection() {
+        let wanted = doc! {"collation": {"locale": "de"}};
+        assert_eq!(keep(&listed(wanted), &listed(doc! {})), Kept::Anew);
+    }
+}

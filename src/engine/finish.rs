@@ -1,0 +1,110 @@
+//! The end of a mirror for good: what was withheld on the target is armed, so that it is an
+//! ordinary database from then on.
+//!
+//! While mirrored, nothing expires and nothing is evicted by the target itself, and unique indexes
+//! are enforced only once the mirror has caught up. A mirror that ends for good leaves all of that
+//! as the source has it. The checkpoint says so (`armed`), and the notes stay: a mirror of the same
+//! name can go on, and first takes back what was armed.
+
+use std::time::Duration;
+
+use bson::doc;
+
+use super::apply::ddl;
+use super::apply::indexes::{is_due, tend};
+use super::catalog::armed_options;
+use super::command::Commands;
+use super::config::MirrorConfig;
+use super::connection::client::connect;
+use super::error::{Error, Result, Side};
+use super::state::{CatalogEntry, Checkpoint, Stage, StateStore};
+
+/// Longest time for all of it: whoever deletes a mirror waits for nothing, and a target that does
+/// not answer must not hold up what comes after.
+pub const LIMIT: Duration = Duration::from_secs(30);
+
+/// Longest wait for the connections to close.
+const DISCONNECT: Duration = Duration::from_secs(2);
+
+/// Arms the target. Only the target is asked; the mirror must not run any more.
+///
+/// # Errors
+/// What the exchange met, or that it took longer than [`LIMIT`]. What was armed by then stays so.
+pub async fn finish(config: &MirrorConfig) -> Result<()> {
+    let armed = tokio::time::timeout(LIMIT, async {
+        let client = connect(&config.target.uri, Side::Target).await?;
+        let outcome = arm(config, &client).await;
+        let shutdown = client.shutdown().immediate(true);
+        let _ = tokio::time::timeout(DISCONNECT, shutdown.into_future()).await;
+        outcome
+    });
+    armed.await.unwrap_or(Err(Error::Timeout {
+        side: Side::Target,
+        doing: "arm it",
+        after: LIMIT,
+    }))
+}
+
+async fn arm(config: &MirrorConfig, client: &mongodb::Client) -> Result<()> {
+    let state = StateStore::new(client, &config.target.database);
+    let Some(checkpoint) = state.load().await?.filter(|found| is_ours(config, found)) else {
+        return Ok(());
+    };
+    state.end_sessions(&checkpoint.sessions).await;
+    // Said before it is done: whoever goes on must find out, also if this is cut off.
+    state.claim(doc! {"armed": true}, Some(&checkpoint)).await?;
+    let target = Commands {
+        side: Side::Target,
+        db: client.database(&config.target.database),
+    };
+    let mut first = Ok(());
+    for entry in state.load_catalog().await? {
+        if entry.left_out.is_some() {
+            continue;
+        }
+        if let Err(error) = arm_collection(&target, &state, entry).await {
+            if error.is_connection() {
+                return Err(error);
+            }
+            tracing::warn!(mirror = %config.name, %error, "a part of the target could not be armed");
+            first = first.and(Err(error));
+        }
+    }
+    first
+}
+
+fn is_ours(config: &MirrorConfig, found: &Checkpoint) -> bool {
+    found.mirror == config.name && found.database == config.source.database
+}
+
+async fn arm_collection(
+    target: &Commands,
+    state: &StateStore,
+    mut entry: CatalogEntry,
+) -> Result<()> {
+    let mut outcome = Ok(());
+    if let Some(armed) = armed_options(&entry.options) {
+        outcome = ddl::modify(target, &entry.name, &armed).await;
+    }
+    for index in &entry.indexes {
+        let Some(after) = index.spec.get("expireAfterSeconds") else {
+            continue;
+        };
+        if index.stage != Stage::Missing {
+            let change = doc! {"index": {"name": index.name(), "expireAfterSeconds": after}};
+            outcome = outcome.and(ddl::modify(target, &entry.name, &change).await);
+        }
+    }
+    if entry.copied && entry.indexes.iter().any(|index| is_due(index, true)) {
+        let collated = entry.is_collated();
+        let tended = tend(target, &entry.name, &entry.indexes, collated, true).await?;
+        for tended in tended {
+            if let Some(index) = entry.index(&tended.name) {
+                index.stage = tended.stage;
+                index.problem = tended.problem;
+            }
+        }
+        state.put_collection(&entry).await?;
+    }
+    outcome
+}

@@ -1,0 +1,123 @@
+//! What somebody else has done to options, indexes and views of the target is put right.
+//!
+//! The mirror stands still meanwhile, so what the catalog remembers is what the source had at the
+//! position; and what is made as the source has it now is changed by whatever comes next in the
+//! stream, as after any start.
+
+use super::Owner;
+use crate::engine::apply::ddl;
+use crate::engine::catalog::{Listed, list, target_options};
+use crate::engine::definitions::{Kept, Mend, comparable, keep};
+use crate::engine::error::{Result, Side};
+use crate::engine::state::{BUCKETS, Stage};
+use crate::engine::stream::event::Uuid;
+
+impl Owner<'_> {
+    pub(super) async fn mend(&mut self, mend: Mend) -> Result<()> {
+        self.begin_command().await?;
+        let outcome = match mend {
+            Mend::Index(uuid, index) => self.reindex(uuid, &index).await,
+            Mend::Collection(uuid) => self.mend_collection(uuid).await,
+            Mend::View(name) => self.mend_view(&name).await,
+            Mend::Drop(name) => self.drop_stranger(&name).await,
+        };
+        if outcome.is_ok() {
+            self.plan.in_command = false;
+        }
+        match outcome {
+            // The next verification tells it again.
+            Err(error) if error.is_refused_definition() => {
+                tracing::warn!(mirror = %self.config.name, "a difference stays: {error}");
+                Ok(())
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// What is on the target under that name goes; it is built again as soon as it is looked at.
+    async fn reindex(&mut self, uuid: Uuid, index: &str) -> Result<()> {
+        let Some(collection) = self.plan.catalog.find(&uuid) else {
+            return Ok(());
+        };
+        self.await_build(collection).await?;
+        let entry = &mut self.plan.catalog.get_mut(collection).entry;
+        if let Some(index) = entry.index(index) {
+            index.stage = Stage::Missing;
+        }
+        let entry = entry.clone();
+        self.plan.state.put_collection(&entry).await?;
+        ddl::drop_index(&self.plan.target, &entry.name, index).await
+    }
+
+    async fn mend_collection(&mut self, uuid: Uuid) -> Result<()> {
+        let Some(collection) = self.plan.catalog.find(&uuid) else {
+            return Ok(());
+        };
+        if self.plan.ranges.contains_key(&collection) {
+            return Ok(());
+        }
+        self.await_build(collection).await?;
+        let entry = self.plan.catalog.get(collection).entry.clone();
+        let wanted = Listed {
+            name: entry.name.clone(),
+            uuid: Some(uuid),
+            kind: "collection".into(),
+            options: entry.options.clone(),
+        };
+        let kept = match self.listed(&entry.name, Side::Target).await? {
+            None => Kept::Anew,
+            Some(there)
+                if comparable(&there.options) == comparable(&wanted.options)
+                    && there.kind == wanted.kind =>
+            {
+                Kept::AsItIs
+            }
+            Some(there) => keep(&wanted, &there),
+        };
+        match kept {
+            Kept::AsItIs => Ok(()),
+            Kept::Changed(changes) => ddl::modify(&self.plan.target, &entry.name, &changes).await,
+            Kept::Anew => {
+                // Noted before anything is dropped: whoever finds this takes it anew, too.
+                let known = &mut self.plan.catalog.get_mut(collection).entry;
+                known.begins_anew();
+                let known = known.clone();
+                self.plan.state.put_collection(&known).await?;
+                self.plan.take(self.config, uuid, &entry.name).await?;
+                self.update_phase();
+                Ok(())
+            }
+        }
+    }
+
+    async fn mend_view(&mut self, name: &str) -> Result<()> {
+        let wanted = self.listed(name, Side::Source).await?;
+        let Some(wanted) = wanted.filter(|listed| listed.kind == "view") else {
+            return Ok(());
+        };
+        if self.plan.catalog.by_name(name).is_some() {
+            return Ok(());
+        }
+        ddl::drop(&self.plan.target, name).await?;
+        ddl::create(&self.plan.target, name, &target_options(&wanted.options)).await
+    }
+
+    async fn drop_stranger(&mut self, name: &str) -> Result<()> {
+        let catalog = &self.plan.catalog;
+        let buckets = format!("{BUCKETS}{name}");
+        let is_ours = catalog.by_name(name).is_some() || catalog.by_name(&buckets).is_some();
+        if is_ours || self.listed(name, Side::Source).await?.is_some() {
+            return Ok(());
+        }
+        ddl::drop(&self.plan.target, name).await
+    }
+
+    async fn listed(&self, name: &str, side: Side) -> Result<Option<Listed>> {
+        let db = match side {
+            Side::Source => &self.plan.source,
+            Side::Target => &self.plan.target.db,
+        };
+        let listed = list(db, side).await?;
+        Ok(listed.into_iter().find(|listed| listed.name == name))
+    }
+}

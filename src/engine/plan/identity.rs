@@ -1,0 +1,118 @@
+//! Who may use this target, and for which source.
+
+use bson::{DateTime, Document, doc};
+use mongodb::Client;
+use tokio::sync::watch;
+
+use crate::engine::catalog::{self};
+use crate::engine::command::Commands;
+use crate::engine::config::{Endpoint, MirrorConfig};
+use crate::engine::connection::client::connect;
+use crate::engine::connection::probe::{Server, probe};
+use crate::engine::error::{Error, Result, Side};
+use crate::engine::progress::Progress;
+use crate::engine::state::Checkpoint;
+
+/// Another process that took the mirror over, as last seen in the checkpoint.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub enum Rival {
+    /// Nobody did.
+    #[default]
+    None,
+    /// Somebody did; nothing more is known.
+    Unknown,
+    /// Somebody did, and this is what they last wrote.
+    Seen(i64, Option<DateTime>),
+}
+
+impl Rival {
+    /// Whoever was fenced takes the mirror back only from a process that no longer writes. A live
+    /// one moves its checkpoint at least every 20 s, so two looks half a minute apart tell; and no
+    /// clocks are compared.
+    pub(super) fn refuse_if_alive(&mut self, now: &Checkpoint) -> Result<()> {
+        let seen = Self::Seen(now.epoch, now.updated_at);
+        if *self == Self::None || *self == seen {
+            *self = Self::None;
+            return Ok(());
+        }
+        *self = seen;
+        Err(Error::Fenced { epoch: now.epoch })
+    }
+}
+
+/// Who a mirror is, to its checkpoint.
+pub(super) struct Identity<'a> {
+    pub(super) config: &'a MirrorConfig,
+    pub(super) source: String,
+}
+
+impl Identity<'_> {
+    pub(super) fn document(&self) -> Document {
+        doc! {
+            "mirror": &self.config.name,
+            "source": &self.source,
+            "database": &self.config.source.database,
+            "selection": self.config.selection.fingerprint(),
+        }
+    }
+
+    pub(super) fn check(&self, before: Option<&Checkpoint>) -> Result<()> {
+        let Some(before) = before else {
+            return Ok(());
+        };
+        let same = before.mirror == self.config.name
+            && before.database == self.config.source.database
+            && Server::same_identity(&before.source, &self.source);
+        if !same {
+            return Err(Error::TargetBusy {
+                database: self.config.target.database.clone(),
+                owner: format!(
+                    "{:?} on replica set {} (mirror {})",
+                    before.database,
+                    before.source.split('/').next().unwrap_or_default(),
+                    before.mirror
+                ),
+            });
+        }
+        if before.position.is_some() && before.selection != self.config.selection.fingerprint() {
+            return Err(Error::SelectionChanged(before.selection.clone()));
+        }
+        Ok(())
+    }
+}
+
+pub(super) async fn reach(
+    endpoint: &Endpoint,
+    side: Side,
+    publish: &watch::Sender<Progress>,
+) -> Result<(Client, Server)> {
+    let client = connect(&endpoint.uri, side).await?;
+    let server = probe(&client, side).await?;
+    publish.send_modify(|progress| {
+        let link = match side {
+            Side::Source => &mut progress.source,
+            Side::Target => &mut progress.target,
+        };
+        link.set(true, "");
+    });
+    Ok((client, server))
+}
+
+pub(super) fn is_same_deployment(a: &Server, b: &Server) -> bool {
+    let same = |a: Option<_>, b: Option<_>| a.is_some() && a == b;
+    same(a.process, b.process) || same(a.set_id, b.set_id)
+}
+
+pub(super) async fn refuse_unless_empty(target: &Commands) -> Result<()> {
+    let there = catalog::list(&target.db, Side::Target).await?;
+    match there
+        .into_iter()
+        .find(|there| !there.name.starts_with("system."))
+    {
+        None => Ok(()),
+        Some(there) => Err(Error::TargetNotEmpty {
+            database: target.db.name().to_owned(),
+            example: there.name,
+        }),
+    }
+}

@@ -1,0 +1,282 @@
+//! Documents that the target refuses, although the source has them.
+//!
+//! A stranger's index on the target can do that, as can a limit that only the target has. Such a
+//! document is left out of its batch and noted in the same transaction, so that it holds up nothing
+//! else; the target does not count as consistent meanwhile. Whatever happens to it on the source,
+//! and again and again with longer pauses, it is compared with the source and put right, until the
+//! target takes it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bson::RawDocument;
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::bson::encode::Encoder;
+use super::bson::order::Value;
+use super::position::ClusterTime;
+use super::stream::event::Uuid;
+
+/// Most documents that are noted. Where the target refuses more, something is wrong with all of it,
+/// and the mirror rather waits.
+pub const MOST: usize = 10_000;
+
+/// Documents that are tried again in one batch.
+const AT_ONCE: usize = 100;
+
+/// First and longest pause before a document is tried again; doubled each time.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+
+/// Characters of an `_id` that are shown; it can have millions.
+const SHOWN: usize = 200;
+
+/// Which document.
+pub type Key = (Uuid, Value);
+
+/// A document that the target refuses.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Quarantined {
+    /// Its collection's identity on the source.
+    #[serde(skip)]
+    pub uuid: Uuid,
+    /// Its `_id`.
+    #[serde(skip)]
+    pub id: Value,
+    /// The cluster time of the source as of which it was refused. At an earlier position, to which
+    /// the end of a process can lead back, it proves nothing if the target takes it.
+    pub at: ClusterTime,
+    /// Its collection's name when it was last tried.
+    pub collection: String,
+    /// Its `_id`, for people.
+    #[serde(rename = "_id")]
+    pub shown_id: String,
+    /// What the target's server said when it was last tried.
+    pub reason: String,
+    /// How often it was tried.
+    pub attempts: u64,
+    /// When it was first refused.
+    #[serde(skip)]
+    pub first: SystemTime,
+    /// When it was last refused.
+    #[serde(skip)]
+    pub last: SystemTime,
+}
+
+/// A refusal that has just been noted.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Refused {
+    /// Which document.
+    pub key: Key,
+    /// As of which cluster time of the source.
+    pub at: ClusterTime,
+    /// Its collection's name.
+    pub collection: String,
+    /// What the target's server said.
+    pub reason: String,
+}
+
+/// All of one mirror.
+#[derive(Debug, Default)]
+pub struct Quarantine {
+    held: HashMap<Key, (Quarantined, Instant)>,
+}
+
+impl Quarantine {
+    /// As remembered; all of them are tried again at once.
+    pub fn new(remembered: Vec<Quarantined>, now: Instant) -> Self {
+        let held = remembered.into_iter();
+        Self {
+            held: held
+                .map(|one| ((one.uuid, one.id.clone()), (one, now)))
+                .collect(),
+        }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    /// How many more there may be.
+    pub fn room(&self) -> usize {
+        MOST.saturating_sub(self.held.len())
+    }
+
+    /// As of when this document was refused, if it was.
+    pub fn refused_at(&self, key: &Key) -> Option<ClusterTime> {
+        self.held.get(key).map(|(one, _)| one.at)
+    }
+
+    /// A document was refused, once more or for the first time.
+    pub fn note(&mut self, refused: Refused, now: Instant, time: SystemTime) {
+        let new = || Quarantined {
+            uuid: refused.key.0,
+            id: refused.key.1.clone(),
+            at: refused.at,
+            collection: String::new(),
+            shown_id: shown(&refused.key.1),
+            reason: String::new(),
+            attempts: 0,
+            first: time,
+            last: time,
+        };
+        let (one, again) = self
+            .held
+            .entry(refused.key.clone())
+            .or_insert_with(|| (new(), now));
+        one.attempts += 1;
+        one.at = refused.at;
+        one.collection = refused.collection;
+        one.reason = refused.reason;
+        one.last = time;
+        *again = now + pause(one.attempts);
+    }
+
+    /// A document is on the target as it should be, or its collection is no more.
+    pub fn release(&mut self, key: &Key) {
+        self.held.remove(key);
+    }
+
+    /// Those to be tried now at this position, a bounded number; they come again after a pause.
+    pub fn due(&mut self, position: ClusterTime, now: Instant) -> Vec<Key> {
+        let is_due = |(one, again): &(Quarantined, Instant)| *again <= now && one.at <= position;
+        let due = self.held.iter_mut().filter(|(_, held)| is_due(held));
+        due.take(AT_ONCE)
+            .map(|(key, (one, again))| {
+                *again = now + pause(one.attempts);
+                key.clone()
+            })
+            .collect()
+    }
+
+    /// For those who look on, the oldest first.
+    pub fn list(&self) -> Arc<[Quarantined]> {
+        let mut all: Vec<_> = self.held.values().map(|(one, _)| one.clone()).collect();
+        all.sort_by(|a, b| {
+            let key = |one: &Quarantined| (one.first, one.collection.clone(), one.shown_id.clone());
+            key(a).cmp(&key(b))
+        });
+        all.into()
+    }
+}
+
+fn pause(attempts: u64) -> Duration {
+    let doublings = u32::try_from(attempts.saturating_sub(1)).unwrap_or(u32::MAX);
+    PAUSE
+        .0
+        .saturating_mul(2_u32.saturating_pow(doublings))
+        .min(PAUSE.1)
+}
+
+/// An `_id` for people; as bytes where it is no valid text.
+pub fn shown(id: &Value) -> String {
+    let mut encoder = Encoder::default();
+    let root = encoder.begin();
+    encoder.raw(id.kind, b"_id", &id.bytes);
+    encoder.end(root);
+    let document = encoder.finish();
+    let value = RawDocument::from_bytes(document.as_bytes())
+        .ok()
+        .and_then(|document| bson::Document::try_from(document).ok())
+        .and_then(|mut document| document.remove("_id"));
+    let shown = match value {
+        Some(value) => value.to_string(),
+        None => format!("type {:#04x}, bytes {:02x?}", id.kind, id.bytes),
+    };
+    shown.chars().take(SHOWN).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AT: ClusterTime = ClusterTime {
+        seconds: 7,
+        increment: 1,
+    };
+
+    fn key(n: u8) -> Key {
+        let id = Value {
+            kind: 0x10,
+            bytes: vec![n, 0, 0, 0],
+        };
+        ([7; 16], id)
+    }
+
+    fn refused(n: u8) -> Refused {
+        Refused {
+            key: key(n),
+            at: AT,
+            collection: "orders".into(),
+            reason: "no".into(),
+        }
+    }
+
+    #[test]
+    fn a_document_is_tried_again_after_longer_and_longer_pauses() {
+        let (now, time) = (Instant::now(), SystemTime::now());
+        let mut quarantine = Quarantine::default();
+        quarantine.note(refused(1), now, time);
+        assert!(quarantine.due(AT, now).is_empty());
+        assert_eq!(quarantine.due(AT, now + PAUSE.0), [key(1)]);
+        quarantine.note(refused(1), now, time);
+        assert!(quarantine.due(AT, now + PAUSE.0).is_empty());
+        assert_eq!(quarantine.due(AT, now + PAUSE.0 * 2), [key(1)]);
+        for _ in 0..100 {
+            quarantine.note(refused(1), now, time);
+        }
+        assert_eq!(quarantine.due(AT, now + PAUSE.1), [key(1)]);
+    }
+
+    #[test]
+    fn what_is_tried_now_is_not_tried_at_once_again() {
+        let now = Instant::now();
+        let mut quarantine = Quarantine::default();
+        quarantine.note(refused(1), now, SystemTime::now());
+        let later = now + PAUSE.0;
+        assert_eq!(quarantine.due(AT, later).len(), 1);
+        assert!(quarantine.due(AT, later).is_empty());
+    }
+
+    #[test]
+    fn nothing_is_tried_at_a_position_before_its_refusal() {
+        let now = Instant::now();
+        let mut quarantine = Quarantine::default();
+        quarantine.note(refused(1), now, SystemTime::now());
+        let later = now + PAUSE.0;
+        assert!(quarantine.due(ClusterTime::ZERO, later).is_empty());
+        assert_eq!(quarantine.due(AT, later).len(), 1);
+    }
+
+    #[test]
+    fn what_is_released_is_gone() {
+        let now = Instant::now();
+        let mut quarantine = Quarantine::default();
+        for n in 0..3 {
+            quarantine.note(refused(n), now, SystemTime::now());
+        }
+        quarantine.release(&key(1));
+        assert_eq!(quarantine.refused_at(&key(1)), None);
+        assert_eq!(quarantine.refused_at(&key(2)), Some(AT));
+        assert_eq!(quarantine.list().len(), 2);
+        assert_eq!(quarantine.room(), MOST - 2);
+    }
+
+    #[test]
+    fn ids_of_all_types_can_be_shown() {
+        assert_eq!(shown(&key(3).1), "3");
+        let text = Value {
+            kind: 0x02,
+            bytes: vec![2, 0, 0, 0, b'a', 0],
+        };
+        assert_eq!(shown(&text), "\"a\"");
+        let broken = Value {
+            kind: 0x02,
+            bytes: vec![2, 0, 0, 0, 0xFF, 0],
+        };
+        assert!(shown(&broken).contains("ff"));
+    }
+}

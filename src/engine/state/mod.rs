@@ -1,0 +1,126 @@
+//! The mirror's memory: database `mongomirror` on the target.
+//!
+//! `checkpoints` has one small document per target database, the only one that every batch
+//! rewrites, inside the batch's own transaction. `catalog` and `ranges` are written when they
+//! change. A checkpoint kept anywhere else could run ahead of the data (`facts` mongodb 9).
+
+mod catalog;
+mod checkpoint;
+mod codec;
+mod quarantine;
+mod ranges;
+mod sound;
+mod verifications;
+
+use bson::{Document, doc};
+use mongodb::Client;
+
+use super::command::{COMMAND_LIMIT, Commands, within};
+use super::error::{Result, Side};
+use super::stream::event::Uuid;
+use super::writes::Write;
+
+pub use catalog::{BUCKETS, CatalogEntry, Index, Stage, Way};
+pub use checkpoint::{
+    Checkpoint, CopyFigures, Outside, encode_figures, encode_outside, encode_position,
+};
+pub use codec::{binary, documents_of, uuid_of};
+pub use ranges::{RangeEntry, RangeState};
+pub use sound::{ranges_by_collection, refuse_gaps, refuse_unknown};
+
+/// The state database's name.
+pub const DATABASE: &str = "mongomirror";
+
+const CHECKPOINTS: &str = "checkpoints";
+const CATALOG: &str = "catalog";
+const RANGES: &str = "ranges";
+const QUARANTINE: &str = "quarantine";
+
+/// The state of one target database.
+#[derive(Clone, Debug)]
+pub struct StateStore {
+    client: Client,
+    commands: Commands,
+    target: String,
+}
+
+impl StateStore {
+    /// The state of `target`, kept on the same deployment.
+    pub fn new(client: &Client, target: &str) -> Self {
+        Self {
+            client: client.clone(),
+            commands: Commands {
+                side: Side::Target,
+                db: client.database(DATABASE),
+            },
+            target: target.to_owned(),
+        }
+    }
+
+    /// Commands on the state database.
+    pub fn commands(&self) -> &Commands {
+        &self.commands
+    }
+
+    /// The client of the target.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Forgets all but the checkpoint, before a plan is made anew.
+    ///
+    /// # Errors
+    /// What the exchange met.
+    pub async fn clear(&self) -> Result<()> {
+        let all = [
+            (Write::ClearCatalog, CATALOG),
+            (Write::ClearRanges, RANGES),
+            (Write::Release, QUARANTINE),
+        ];
+        for (write, collection) in all {
+            self.commands
+                .write(
+                    write,
+                    doc! {
+                        "delete": collection,
+                        "deletes": [{"q": {"_id.t": &self.target}, "limit": 0}],
+                        "writeConcern": {"w": "majority"},
+                    },
+                )
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// This target's own document of a collection that has one for each.
+    async fn find_one(&self, collection: &str) -> Result<Option<Document>> {
+        let collection = self.commands.db.collection::<Document>(collection);
+        let find = collection
+            .find_one(doc! {"_id": &self.target})
+            .read_concern(mongodb::options::ReadConcern::majority());
+        within(Side::Target, "read the state", COMMAND_LIMIT, find).await
+    }
+
+    async fn find(&self, collection: &str) -> Result<Vec<Document>> {
+        use futures::TryStreamExt;
+        let doing = "read the plan";
+        let collection = self.commands.db.collection::<Document>(collection);
+        let exchange = async {
+            collection
+                .find(doc! {"_id.t": &self.target})
+                .read_concern(mongodb::options::ReadConcern::majority())
+                .await?
+                .try_collect::<Vec<Document>>()
+                .await
+        };
+        within(Side::Target, doing, COMMAND_LIMIT, exchange).await
+    }
+
+    fn collection_id(&self, uuid: Uuid) -> Document {
+        doc! {"t": &self.target, "u": binary(uuid)}
+    }
+
+    fn range_id(&self, uuid: Uuid, range: u32) -> Document {
+        doc! {"t": &self.target, "u": binary(uuid), "n": i64::from(range)}
+    }
+}

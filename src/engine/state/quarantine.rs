@@ -1,0 +1,101 @@
+//! One document per document that the target refuses.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bson::{Bson, DateTime, Document, RawDocumentBuf, Timestamp, doc};
+
+use super::codec::{Fields, binary, from_bson, raw, to_bson};
+use super::{QUARANTINE, StateStore};
+use crate::engine::error::Result;
+use crate::engine::quarantine::{Key, Quarantined, Refused, shown};
+use crate::engine::stream::event::Uuid;
+use crate::engine::writes::Write;
+
+impl StateStore {
+    /// The command that notes refusals; for the batch's transaction.
+    ///
+    /// # Errors
+    /// If it cannot be encoded.
+    pub fn quarantine_command(&self, refused: &[Refused]) -> Result<RawDocumentBuf> {
+        let now = DateTime::now();
+        let updates: Vec<Document> = refused
+            .iter()
+            .map(|refused| {
+                let update = doc! {
+                    "$set": {
+                        "collection": &refused.collection,
+                        "document": shown(&refused.key.1),
+                        "reason": &refused.reason,
+                        "at": Timestamp::from(refused.at),
+                        "last": now,
+                    },
+                    "$setOnInsert": {"first": now},
+                    "$inc": {"attempts": 1_i64},
+                };
+                doc! {"q": {"_id": self.quarantine_id(&refused.key)}, "u": update, "upsert": true}
+            })
+            .collect();
+        raw(&doc! {"update": QUARANTINE, "updates": updates})
+    }
+
+    /// The command that forgets documents that the target has taken.
+    ///
+    /// # Errors
+    /// If it cannot be encoded.
+    pub fn release_command(&self, healed: &[Key]) -> Result<RawDocumentBuf> {
+        let deletes: Vec<Document> = healed
+            .iter()
+            .map(|key| doc! {"q": {"_id": self.quarantine_id(key)}, "limit": 1})
+            .collect();
+        raw(&doc! {"delete": QUARANTINE, "deletes": deletes})
+    }
+
+    /// Forgets the documents of a collection.
+    ///
+    /// # Errors
+    /// What the exchange met.
+    pub async fn release_collection(&self, uuid: Uuid) -> Result<()> {
+        let filter = doc! {"_id.t": &self.target, "_id.u": binary(uuid)};
+        let command = doc! {
+            "delete": QUARANTINE,
+            "deletes": [{"q": filter, "limit": 0}],
+            "writeConcern": {"w": "majority"},
+        };
+        self.commands.write(Write::Release, command).await?;
+        Ok(())
+    }
+
+    /// All documents that the target refuses.
+    ///
+    /// # Errors
+    /// What the exchange met.
+    pub async fn load_quarantine(&self) -> Result<Vec<Quarantined>> {
+        let found = self.find(QUARANTINE).await?;
+        found.iter().map(parse).collect()
+    }
+
+    fn quarantine_id(&self, (uuid, id): &Key) -> Document {
+        doc! {"t": &self.target, "u": binary(*uuid), "id": to_bson(id)}
+    }
+}
+
+fn parse(document: &Document) -> Result<Quarantined> {
+    let fields = Fields::new("a document in quarantine", document);
+    let (key, uuid) = fields.id()?;
+    let id = key.required("id", from_bson)?;
+    let time = |name| -> Result<SystemTime> {
+        let date = fields.required(name, |date: &Bson| date.as_datetime().copied())?;
+        Ok(date.to_system_time().max(UNIX_EPOCH))
+    };
+    Ok(Quarantined {
+        uuid,
+        shown_id: shown(&id),
+        id,
+        at: fields.required("at", Bson::as_timestamp)?.into(),
+        collection: fields.text("collection")?,
+        reason: fields.text("reason")?,
+        attempts: fields.count("attempts")?,
+        first: time("first")?,
+        last: time("last")?,
+    })
+}

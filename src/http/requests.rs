@@ -1,0 +1,122 @@
+//! What users ask of a running mirror: documents put right now, both sides compared now.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use bson::Document;
+use serde::Deserialize;
+use tokio::sync::{mpsc, oneshot};
+
+use super::Shared;
+use super::api::{error, verification_result};
+use crate::engine::request::{Refusal, Request};
+use crate::runner::registry::MirrorKey;
+
+/// Longest wait for the documents of one request.
+const SYNC_LIMIT: Duration = Duration::from_secs(300);
+
+/// Longest wait for a verification; it goes on, and its result is shown by the mirror.
+const VERIFY_LIMIT: Duration = Duration::from_secs(3600);
+
+/// Which documents.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SyncBody {
+    collection: String,
+    /// A MongoDB filter, in extended JSON.
+    filter: Document,
+}
+
+/// `POST /api/v1/mirrors/{namespace}/{name}/sync`
+pub async fn sync(
+    State(shared): State<Arc<Shared>>,
+    Path((namespace, name)): Path<(String, String)>,
+    body: Result<Json<SyncBody>, JsonRejection>,
+) -> Response {
+    let Json(SyncBody { collection, filter }) = match body {
+        Ok(body) => body,
+        Err(rejection) => {
+            let message = format!(
+                "{}; send JSON such as {{\"collection\": \"orders\", \"filter\": {{\"_id\": 7}}}} \
+                 with Content-Type: application/json",
+                rejection.body_text()
+            );
+            return error(StatusCode::BAD_REQUEST, &message);
+        }
+    };
+    let (done, answer) = oneshot::channel();
+    let request = Request::Sync {
+        collection,
+        filter,
+        done,
+    };
+    match ask(&shared, namespace, name, request, answer, SYNC_LIMIT).await {
+        Ok(synced) => Json(synced).into_response(),
+        Err(response) => response,
+    }
+}
+
+/// `POST /api/v1/mirrors/{namespace}/{name}/verify`
+pub async fn verify(
+    State(shared): State<Arc<Shared>>,
+    Path((namespace, name)): Path<(String, String)>,
+) -> Response {
+    let (done, answer) = oneshot::channel();
+    let request = Request::Verify { done };
+    match ask(&shared, namespace, name, request, answer, VERIFY_LIMIT).await {
+        Ok(result) => Json(verification_result(&result)).into_response(),
+        Err(response) => response,
+    }
+}
+
+async fn ask<T>(
+    shared: &Shared,
+    namespace: String,
+    name: String,
+    request: Request,
+    answer: oneshot::Receiver<Result<T, Refusal>>,
+    limit: Duration,
+) -> Result<T, Response> {
+    let key = MirrorKey::new(namespace, name);
+    let requests = shared
+        .registry
+        .requests(&key)
+        .map_err(|known| match known {
+            true => refused(&Refusal::NotMirroring),
+            false => super::api::not_found(&key),
+        })?;
+    let asked = async {
+        send(&requests, request).await?;
+        // A mirror that is restarted meanwhile drops the question.
+        answer.await.map_err(|_| Refusal::NotMirroring)?
+    };
+    match tokio::time::timeout(limit, asked).await {
+        Ok(outcome) => outcome.map_err(|refusal| refused(&refusal)),
+        Err(_) => Err(error(
+            StatusCode::GATEWAY_TIMEOUT,
+            "it is not done yet; look at the mirror later",
+        )),
+    }
+}
+
+async fn send(requests: &mpsc::Sender<Request>, request: Request) -> Result<(), Refusal> {
+    requests
+        .send(request)
+        .await
+        .map_err(|_| Refusal::NotMirroring)
+}
+
+fn refused(refusal: &Refusal) -> Response {
+    let status = match refusal {
+        Refusal::NotFound(_) => StatusCode::NOT_FOUND,
+        Refusal::Copying(_) | Refusal::NotMirroring => StatusCode::CONFLICT,
+        Refusal::Code(_) | Refusal::NotByDocument(_) => StatusCode::BAD_REQUEST,
+        Refusal::Failed(_) => StatusCode::UNPROCESSABLE_ENTITY,
+    };
+    error(status, &refusal.to_string())
+}

@@ -1,0 +1,168 @@
+//! What the fuzzer found, each as small as it could be made.
+
+mod common;
+
+use bson::{Document, doc};
+use common::process::{Manifest, checkpoint, is_copied, until};
+use common::{PATIENCE, assert_equal, caught_up, config, fill, mirroring};
+use mongodb::Client;
+use mongomirror::runner::MirrorHandle;
+use testbed::ReplicaSet;
+
+/// Lets a server take long for these commands of mirrors; without any, for none.
+async fn slow(client: &Client, mode: Document, commands: &[&str], of: &str) {
+    let mut point = doc! {"configureFailPoint": "failCommand", "mode": mode};
+    if commands.is_empty() {
+        point.insert("mode", "off");
+    } else {
+        point.insert(
+            "data",
+            doc! {
+                "failCommands": commands, "appName": "mongomirror", "namespace": of,
+                "blockConnection": true, "blockTimeMS": 5_000,
+            },
+        );
+    }
+    client.database("admin").run_command(point).await.unwrap();
+}
+
+async fn soon(what: &str, holds: impl AsyncFnMut() -> bool) {
+    let found = tokio::time::timeout(PATIENCE, until(holds)).await;
+    assert!(found.is_ok(), "still not: {what}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_with_a_collation_is_modified() {
+    let set = ReplicaSet::builder().start().await.unwrap();
+    let client = set.client().await.unwrap();
+    let (source, target) = (client.database("shop"), client.database("shop_backup"));
+    fill(&source, "orders", 0, 10).await;
+    let view = doc! {
+        "create": "paid", "viewOn": "orders", "pipeline": [{"$match": {"status": "paid"}}],
+        "collation": {"locale": "de", "strength": 2},
+    };
+    source.run_command(view).await.unwrap();
+    let mirror = MirrorHandle::start(config(&set.uri(), &set.uri(), "shop"));
+    mirroring(&mirror).await;
+    let change =
+        doc! {"collMod": "paid", "viewOn": "orders", "pipeline": [{"$match": {"status": "new"}}]};
+    source.run_command(change).await.unwrap();
+    caught_up(&mirror, &client).await;
+    assert_equal(&source, &target).await;
+    mirror.stop().await;
+}
+
+/// The first process dies in a command. The second one dies, too, when it has completed a range of
+/// the copy but has not met the command again: that does not mean that the command is done.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_command_left_half_done_is_known_until_it_is_met_again() {
+    let set = ReplicaSet::builder().start().await.unwrap();
+    let client = set.client().await.unwrap();
+    let (source, target) = (client.database("shop"), client.database("shop_backup"));
+    fill(&source, "orders", 0, 10).await;
+    let manifest = Manifest::new(&set.uri(), &set.uri(), &["shop"]);
+    slow(&client, doc! {"times": 1000}, &["find"], "shop.orders").await;
+    let first = manifest.run(&[("MONGOMIRROR_CRASH", "HoldCheckpoint:after:1")]);
+    soon("planned", async || {
+        let checkpoint = checkpoint(&client, "shop").await;
+        checkpoint.is_some_and(|checkpoint| checkpoint.contains_key("position"))
+    })
+    .await;
+    source.create_collection("late").await.unwrap();
+    soon("dead", async || first.ended().unwrap().is_some()).await;
+    target.create_collection("late").await.unwrap();
+
+    // The first aggregation only tries what the server knows, the second one is the stream.
+    slow(
+        &client,
+        doc! {"skip": 1},
+        &["aggregate"],
+        "shop.$cmd.aggregate",
+    )
+    .await;
+    let second = manifest.run(&[]);
+    let ranges = client
+        .database("mongomirror")
+        .collection::<Document>("ranges");
+    soon("a range is done", async || {
+        ranges
+            .count_documents(doc! {"state": "done"})
+            .await
+            .unwrap()
+            > 0
+    })
+    .await;
+    second.kill().await.unwrap();
+
+    slow(&client, doc! {}, &[], "").await;
+    let third = manifest.run(&[]);
+    soon("copied", async || is_copied(&client, "shop").await).await;
+    assert_equal(&source, &target).await;
+    third.kill().await.unwrap();
+}
+
+/// Servers refuse a snapshot read by the name of a capped collection before they look at the UUID.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_is_read_again_although_a_capped_collection_took_the_name() {
+    let set = ReplicaSet::builder().start().await.unwrap();
+    let client = set.client().await.unwrap();
+    let source = client.database("shop");
+    fill(&source, "orders", 0, 10).await;
+    let mut config = config(&set.uri(), &set.uri(), "shop");
+    // Changed documents are read again.
+    config.limits.internal_delta = false;
+    let mirror = MirrorHandle::start(config.clone());
+    mirroring(&mirror).await;
+    mirror.stop().await;
+    let orders = source.collection::<Document>("orders");
+    let change = doc! {"$push": {"tags": "late"}};
+    orders.update_many(doc! {}, change).await.unwrap();
+    let rename = doc! {"renameCollection": "shop.orders", "to": "shop.moved"};
+    client.database("admin").run_command(rename).await.unwrap();
+    let capped = doc! {"create": "orders", "capped": true, "size": 4096};
+    source.run_command(capped).await.unwrap();
+    let mirror = MirrorHandle::start(config);
+    caught_up(&mirror, &client).await;
+    source
+        .collection::<Document>("orders")
+        .drop()
+        .await
+        .unwrap();
+    caught_up(&mirror, &client).await;
+    assert_equal(&source, &client.database("shop_backup")).await;
+    mirror.stop().await;
+}
+
+/// Two processes died: one when the copy was complete but for the position, one when it had begun
+/// to copy again what it could not be sure of.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_capped_collection_that_is_copied_again_gets_its_indexes_again() {
+    let set = ReplicaSet::builder().start().await.unwrap();
+    let client = set.client().await.unwrap();
+    let (source, target) = (client.database("shop"), client.database("shop_backup"));
+    let capped = doc! {"create": "ring", "capped": true, "size": 1 << 20};
+    source.run_command(capped).await.unwrap();
+    fill(&source, "ring", 0, 10).await;
+    let index = doc! {"key": {"total": 1}, "name": "total_1"};
+    let create = doc! {"createIndexes": "ring", "indexes": [index]};
+    source.run_command(create).await.unwrap();
+    let config = config(&set.uri(), &set.uri(), "shop");
+    let mirror = MirrorHandle::start(config.clone());
+    mirroring(&mirror).await;
+    soon("copied", async || is_copied(&client, "shop").await).await;
+    mirror.stop().await;
+    let state = client.database("mongomirror");
+    let catalog = state.collection::<Document>("catalog");
+    let known = catalog.find_one(doc! {}).await.unwrap().unwrap();
+    let mut id = known.get_document("_id").unwrap().clone();
+    id.insert("n", 0_i64);
+    let begun = doc! {"_id": id, "epoch": 1_i64, "state": "copying"};
+    let ranges = state.collection::<Document>("ranges");
+    ranges.insert_one(begun).await.unwrap();
+    let mirror = MirrorHandle::start(config);
+    caught_up(&mirror, &client).await;
+    assert_equal(&source, &target).await;
+    // And not because a verification found out.
+    let last = mirror.stop().await.verification.last;
+    assert!(last.is_none_or(|last| last.differences == 0));
+}

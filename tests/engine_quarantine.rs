@@ -1,0 +1,188 @@
+//! Documents that the target refuses hold up nothing else, and heal.
+
+mod common;
+
+use bson::{Document, doc};
+use common::{PATIENCE, assert_equal, caught_up, config, fill, wait_for};
+use mongodb::{Client, Database, IndexModel};
+use mongomirror::engine::progress::Progress;
+use mongomirror::engine::request::Request;
+use mongomirror::runner::MirrorHandle;
+use testbed::{ReplicaSet, Version};
+use tokio::sync::oneshot;
+
+/// Two arrays, which no index over both fields can hold.
+fn arrays(id: i32) -> Document {
+    doc! {"_id": id, "a": [1, 2], "b": [3, 4]}
+}
+
+/// As somebody might who reads from the copy and wants it faster.
+async fn strangers_index(target: &Database) {
+    let orders = target.collection::<Document>("orders");
+    let index = IndexModel::builder().keys(doc! {"a": 1, "b": 1}).build();
+    orders.create_index(index).await.unwrap();
+}
+
+async fn set() -> (ReplicaSet, Client) {
+    let set = ReplicaSet::builder()
+        .version(Version::V6_0_5)
+        .start()
+        .await
+        .unwrap();
+    let client = set.client().await.unwrap();
+    (set, client)
+}
+
+/// From here on no verification comes for a minute, unless it is asked for.
+async fn verified(mirror: &MirrorHandle) {
+    wait_for(mirror, "verified", |now| now.verification.last.is_some()).await;
+}
+
+async fn arrived(target: &Database, id: i32) {
+    let orders = target.collection::<Document>("orders");
+    let there = async {
+        while orders.find_one(doc! {"_id": id}).await.unwrap().is_none() {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(PATIENCE, there).await;
+    in_time.unwrap_or_else(|_| panic!("{id} never arrives"));
+}
+
+fn refused(progress: &Progress) -> Vec<&str> {
+    let list = progress.quarantine.iter();
+    let mut ids: Vec<&str> = list.map(|one| one.shown_id.as_str()).collect();
+    ids.sort_unstable();
+    ids
+}
+
+async fn noted(client: &Client) -> u64 {
+    let state = client.database("mongomirror");
+    let noted = state.collection::<Document>("quarantine");
+    noted.count_documents(doc! {}).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_target_refuses_is_noted_and_tried_again_until_it_heals() {
+    let (set, client) = set().await;
+    let (source, target) = (client.database("shop"), client.database("shop_backup"));
+    fill(&source, "orders", 0, 100).await;
+    let config = config(&set.uri(), &set.uri(), "shop");
+    let mirror = MirrorHandle::start(config.clone());
+    verified(&mirror).await;
+    strangers_index(&target).await;
+
+    let orders = source.collection::<Document>("orders");
+    let mut more: Vec<Document> = (200..300).map(|n| doc! {"_id": n, "a": 1}).collect();
+    more.splice(50..50, [arrays(1000), arrays(1001)]);
+    orders.insert_many(more).await.unwrap();
+    let both = doc! {"$set": {"a": [1, 2], "b": [3, 4]}};
+    orders.update_one(doc! {"_id": 5}, both).await.unwrap();
+    orders.insert_one(doc! {"_id": 2000}).await.unwrap();
+    arrived(&target, 2000).await;
+    let now = wait_for(&mirror, "noted", |now| now.quarantine.len() == 3).await;
+    assert_eq!(refused(&now), ["1000", "1001", "5"]);
+    assert_eq!(now.consistent_at, None, "it is not exactly the source");
+    assert!(now.quarantine[0].reason.contains("171"), "{now:?}");
+    assert_eq!(now.quarantine[0].collection, "orders");
+    assert_eq!(noted(&client).await, 3);
+
+    // What happens to them on the source goes on, and so does everything else.
+    let tick = doc! {"$inc": {"total": 1}};
+    orders
+        .update_one(doc! {"_id": 5}, tick.clone())
+        .await
+        .unwrap();
+    orders.update_one(doc! {"_id": 1000}, tick).await.unwrap();
+    orders.delete_one(doc! {"_id": 1001}).await.unwrap();
+    orders.insert_one(doc! {"_id": 2001}).await.unwrap();
+    arrived(&target, 2001).await;
+    let now = wait_for(&mirror, "one is gone", |now| now.quarantine.len() == 2).await;
+    assert_eq!(refused(&now), ["1000", "5"]);
+    wait_for(&mirror, "tried again", |now| {
+        now.quarantine.iter().all(|one| one.attempts >= 3)
+    })
+    .await;
+    mirror.stop().await;
+
+    let mirror = MirrorHandle::start(config);
+    let now = wait_for(&mirror, "remembered", |now| {
+        now.position.is_some() && now.quarantine.len() == 2
+    })
+    .await;
+    assert!(now.quarantine[0].attempts >= 3, "{now:?}");
+    let copies = target.collection::<Document>("orders");
+    copies.drop_index("a_1_b_1").await.unwrap();
+    wait_for(&mirror, "healed", |now| now.quarantine.is_empty()).await;
+    caught_up(&mirror, &client).await;
+    assert_equal(&source, &target).await;
+    assert_eq!(noted(&client).await, 0);
+    mirror.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verification_takes_away_what_was_in_the_way() {
+    let (set, client) = set().await;
+    let (source, target) = (client.database("shop"), client.database("shop_backup"));
+    fill(&source, "orders", 0, 100).await;
+    let mirror = MirrorHandle::start(config(&set.uri(), &set.uri(), "shop"));
+    verified(&mirror).await;
+    strangers_index(&target).await;
+    let orders = source.collection::<Document>("orders");
+    orders.insert_one(arrays(1000)).await.unwrap();
+    wait_for(&mirror, "noted", |now| now.quarantine.len() == 1).await;
+    let (done, result) = oneshot::channel();
+    let request = Request::Verify { done };
+    mirror.requests().send(request).await.unwrap();
+    let result = tokio::time::timeout(PATIENCE, result).await;
+    let result = result.expect("in time").expect("an answer").unwrap();
+    assert!(!result.definitions.is_empty(), "{result:?}");
+    wait_for(&mirror, "healed", |now| now.quarantine.is_empty()).await;
+    caught_up(&mirror, &client).await;
+    assert_equal(&source, &target).await;
+    mirror.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_document_within_a_transaction_larger_than_the_memory_holds_up_nothing() {
+    let (set, client) = set().await;
+    let (source, target) = (client.database("shop"), client.database("shop_backup"));
+    fill(&source, "orders", 0, 10).await;
+    let mut config = config(&set.uri(), &set.uri(), "shop");
+    config.limits.memory_bytes = 4 << 20;
+    let mirror = MirrorHandle::start(config);
+    verified(&mirror).await;
+    strangers_index(&target).await;
+    let orders = source.collection::<Document>("orders");
+    let mut session = client.start_session().await.unwrap();
+    session.start_transaction().await.unwrap();
+    for n in 100..112 {
+        let text = "x".repeat(1 << 20);
+        let large = doc! {"_id": n, "text": text};
+        orders
+            .insert_one(large)
+            .session(&mut session)
+            .await
+            .unwrap();
+    }
+    orders
+        .insert_one(arrays(1000))
+        .session(&mut session)
+        .await
+        .unwrap();
+    orders
+        .insert_one(doc! {"_id": 2000})
+        .session(&mut session)
+        .await
+        .unwrap();
+    session.commit_transaction().await.unwrap();
+    arrived(&target, 2000).await;
+    wait_for(&mirror, "noted", |now| now.quarantine.len() == 1).await;
+    // A dropped collection leaves nothing behind.
+    orders.drop().await.unwrap();
+    wait_for(&mirror, "forgotten", |now| now.quarantine.is_empty()).await;
+    caught_up(&mirror, &client).await;
+    assert_equal(&source, &target).await;
+    assert_eq!(noted(&client).await, 0);
+    mirror.stop().await;
+}

@@ -1,0 +1,221 @@
+//! The source's oplog no longer reaches back to the mirror's position.
+
+mod common;
+
+use bson::{Document, doc};
+use common::process::Manifest;
+use common::workload::{Workload, fill};
+use common::{PATIENCE, assert_equal, caught_up, config, fresh_seed, mirroring, wait_for};
+use mongodb::Client;
+use mongomirror::engine::config::{MirrorConfig, OnHistoryLost};
+use mongomirror::engine::progress::Phase;
+use mongomirror::runner::MirrorHandle;
+use testbed::ReplicaSet;
+
+/// A source whose oplog rolls over within seconds (`facts` mongodb 0).
+async fn forgetful() -> ReplicaSet {
+    ReplicaSet::builder()
+        .oplog_mb(10)
+        .arg("--syncdelay", "2")
+        .start()
+        .await
+        .unwrap()
+}
+
+/// Writes elsewhere until the oplog has lost everything that was there when it was called.
+async fn roll_over(client: &Client) {
+    let oplog = client.database("local").collection::<Document>("oplog.rs");
+    let newest = oplog
+        .find_one(doc! {})
+        .sort(doc! {"$natural": -1})
+        .await
+        .unwrap()
+        .unwrap();
+    let elsewhere = client
+        .database("elsewhere")
+        .collection::<Document>("filler");
+    let started = tokio::time::Instant::now();
+    loop {
+        let filler = (0..40).map(|_| doc! {"text": "x".repeat(50_000)});
+        elsewhere.insert_many(filler).await.unwrap();
+        let oldest = oplog
+            .find_one(doc! {})
+            .sort(doc! {"$natural": 1})
+            .await
+            .unwrap()
+            .unwrap();
+        if oldest.get_timestamp("ts").unwrap() > newest.get_timestamp("ts").unwrap() {
+            elsewhere.drop().await.unwrap();
+            return;
+        }
+        assert!(
+            started.elapsed() < common::PATIENCE,
+            "the oplog does not roll over"
+        );
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+}
+
+/// Changes of every kind, of which the mirror will never see an event.
+async fn change_everything(client: &Client, seed: u64) {
+    let db = client.database("shop");
+    let workload = Workload::start(client, "shop", seed + 1, 2, false);
+    workload.wait_for(400).await;
+    workload.stop().await;
+    let gone = db.collection::<Document>("gone");
+    gone.drop().await.unwrap();
+    let admin = client.database("admin");
+    for (from, to) in [("a", "t"), ("b", "a"), ("t", "b")] {
+        admin
+            .run_command(
+                doc! {"renameCollection": format!("shop.{from}"), "to": format!("shop.{to}")},
+            )
+            .await
+            .unwrap();
+    }
+    for command in [
+        doc! {"drop": "anew"},
+        doc! {"create": "anew", "collation": {"locale": "en", "strength": 2}},
+        doc! {"insert": "anew", "documents": [{"_id": "x", "n": 2}]},
+        doc! {"collMod": "kept", "validator": {"n": {"$gt": 5}}, "validationLevel": "moderate"},
+        doc! {"dropIndexes": "kept", "index": "old_1"},
+        doc! {"createIndexes": "kept", "indexes": [{"key": {"n": -1}, "name": "new"}]},
+        doc! {"delete": "kept", "deletes": [{"q": {"n": {"$lt": 3}}, "limit": 0}]},
+        doc! {"collMod": "seen", "viewOn": "kept", "pipeline": [{"$match": {"n": 7}}]},
+        doc! {"drop": "unseen"},
+        doc! {"create": "newly", "viewOn": "kept", "pipeline": []},
+        doc! {"insert": "fresh", "documents": [{"_id": 1}, {"_id": 2}]},
+    ] {
+        db.run_command(command).await.unwrap();
+    }
+}
+
+async fn prepare(client: &Client, seed: u64) {
+    fill(client, "shop", seed, 1200).await;
+    let db = client.database("shop");
+    for name in ["a", "b", "gone", "anew", "kept"] {
+        let documents = (0..50).map(|n| doc! {"_id": format!("{name}{n}"), "n": n});
+        db.collection::<Document>(name)
+            .insert_many(documents)
+            .await
+            .unwrap();
+    }
+    for command in [
+        doc! {"createIndexes": "kept", "indexes": [{"key": {"old": 1}, "name": "old_1"}, {"key": {"n": 1}, "name": "n_1"}]},
+        doc! {"create": "seen", "viewOn": "kept", "pipeline": [{"$match": {"n": 6}}]},
+        doc! {"create": "unseen", "viewOn": "kept", "pipeline": []},
+    ] {
+        db.run_command(command).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_that_lost_the_history_compares_both_sides_and_writes_what_differs() {
+    let seed = fresh_seed();
+    let source = forgetful().await;
+    let target = ReplicaSet::builder().start().await.unwrap();
+    let client = source.client().await.unwrap();
+    prepare(&client, seed).await;
+    let mut config = config(&source.uri(), &target.uri(), "shop");
+    config.limits.range_bytes = 40_000;
+    let mirror = MirrorHandle::start(config.clone());
+    mirroring(&mirror).await;
+    caught_up(&mirror, &client).await;
+    mirror.stop().await;
+    let copy = target.client().await.unwrap().database("shop_backup");
+    // Somebody meddles with the target meanwhile, too.
+    copy.collection::<Document>("orders")
+        .insert_one(doc! {"_id": "not of the source"})
+        .await
+        .unwrap();
+
+    change_everything(&client, seed).await;
+    roll_over(&client).await;
+
+    config.on_history_lost = OnHistoryLost::Stop;
+    let mirror = MirrorHandle::start(config.clone());
+    let stopped = wait_for(&mirror, "the mirror stops", |progress| {
+        progress.phase == Phase::Failed
+    })
+    .await;
+    assert_eq!(stopped.problem.unwrap().reason, "HistoryLost");
+    mirror.stop().await;
+
+    config.on_history_lost = OnHistoryLost::Resync;
+    let workload = Workload::start(&client, "shop", seed + 2, 2, false);
+    let mirror = MirrorHandle::start(config);
+    mirroring(&mirror).await;
+    workload.stop().await;
+    let progress = caught_up(&mirror, &client).await;
+    assert_eq!(progress.totals.resyncs, 1);
+    assert_equal(&client.database("shop"), &copy).await;
+    mirror.stop().await;
+}
+
+/// A mirror that was ended, and whose position the oplog has lost since.
+async fn forgotten(source: &ReplicaSet, target: &ReplicaSet) -> (MirrorConfig, Client) {
+    let client = source.client().await.unwrap();
+    prepare(&client, 1).await;
+    let mut config = config(&source.uri(), &target.uri(), "shop");
+    config.name = "default/shop".into();
+    config.on_history_lost = OnHistoryLost::Resync;
+    let mirror = MirrorHandle::start(config.clone());
+    mirroring(&mirror).await;
+    caught_up(&mirror, &client).await;
+    mirror.stop().await;
+    (config, client)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_process_had_created_when_it_died_goes_if_the_source_no_longer_has_it() {
+    let source = forgetful().await;
+    let target = ReplicaSet::builder().start().await.unwrap();
+    let (config, client) = forgotten(&source, &target).await;
+    let shop = client.database("shop");
+    let copy = target.client().await.unwrap().database("shop_backup");
+    shop.create_collection("short").await.unwrap();
+    let manifest = Manifest::new(&source.uri(), &target.uri(), &["shop"]);
+    let process = manifest.run(&[("MONGOMIRROR_CRASH", "CreateCollection:after")]);
+    tokio::time::timeout(PATIENCE, process.wait())
+        .await
+        .expect("it does not die")
+        .unwrap();
+    let there = copy.list_collection_names().await.unwrap();
+    assert!(there.contains(&"short".to_owned()));
+
+    shop.collection::<Document>("short").drop().await.unwrap();
+    roll_over(&client).await;
+    let mirror = MirrorHandle::start(config);
+    mirroring(&mirror).await;
+    let progress = caught_up(&mirror, &client).await;
+    assert_eq!(progress.totals.resyncs, 1);
+    assert_equal(&shop, &copy).await;
+    mirror.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_strangers_collection_is_not_dropped_by_a_comparison() {
+    let source = forgetful().await;
+    let target = ReplicaSet::builder().start().await.unwrap();
+    let (config, client) = forgotten(&source, &target).await;
+    let copy = target.client().await.unwrap().database("shop_backup");
+    let theirs = copy.collection::<Document>("theirs");
+    theirs.insert_one(doc! {"_id": 1}).await.unwrap();
+    roll_over(&client).await;
+    for _ in 0..2 {
+        let mirror = MirrorHandle::start(config.clone());
+        let failed = wait_for(&mirror, "it is refused", |progress| {
+            progress.phase == Phase::Failed
+        })
+        .await;
+        assert_eq!(failed.problem.unwrap().reason, "CheckpointDamaged");
+        mirror.stop().await;
+    }
+    assert_eq!(theirs.count_documents(doc! {}).await.unwrap(), 1);
+    theirs.drop().await.unwrap();
+    let mirror = MirrorHandle::start(config);
+    mirroring(&mirror).await;
+    caught_up(&mirror, &client).await;
+    assert_equal(&client.database("shop"), &copy).await;
+    mirror.stop().await;
+}
