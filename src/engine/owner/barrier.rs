@@ -40,7 +40,8 @@ impl Owner<'_> {
             time: event.time,
             start: StartPoint::After(ResumeToken::from_raw(event.token)),
         };
-        self.pass_barrier(reply, place, position);
+        let transaction = event.transaction.map(|transaction| transaction.to_owned());
+        self.pass_barrier(reply, place, position, transaction);
         Ok(())
     }
 

@@ -73,9 +73,9 @@ impl Owner<'_> {
             self.reply = Some((reply, count));
             return Ok(());
         }
-        if count == 0 {
-            // Nothing more is to come of a transaction that was open: an empty reply means that
-            // the server has shown everything up to its token.
+        if count == 0 && reply.committed >= self.position.time {
+            // Nothing more is to come of a transaction that was open: all of it was committed
+            // before the server was asked, and it had nothing to show.
             self.open = None;
         }
         if self.open.is_none() {
@@ -176,6 +176,7 @@ impl Owner<'_> {
         if self.in_flight.is_some() {
             return;
         }
+        // A command may stand within a transaction.
         let ends_here = self.open.is_none() || at_barrier;
         if !ends_here {
             if self.is_too_large() {
@@ -193,7 +194,8 @@ impl Owner<'_> {
         if self.gather.is_empty() && !(moved && due) {
             if moved {
                 // An idle source needs no write to be mirrored up to its token.
-                self.reached(self.position.clone(), false);
+                let is_torn = self.open.is_some();
+                self.reached(self.position.clone(), false, is_torn);
             }
             return;
         }
@@ -232,8 +234,10 @@ impl Owner<'_> {
                 }
             });
         }
+        let is_torn = self.open.is_some();
         self.in_flight = Some(InFlight {
             part,
+            is_torn,
             position: self.position.clone(),
             counts: batch.counts,
             collections: batch
@@ -251,7 +255,7 @@ impl Owner<'_> {
             position: self.position.clone(),
             names,
             ahead: self.ahead,
-            in_command: self.plan.in_command,
+            in_command: self.plan.in_command || is_torn,
         };
         // The channel is empty while nothing is in flight; a closed one shows as a lost outcome.
         let _ = self.writer.batches.send(prepared).await;
@@ -301,15 +305,17 @@ impl Owner<'_> {
             Part::Whole => {}
         }
         self.checkpointed = Instant::now();
-        self.reached(in_flight.position, true);
+        self.reached(in_flight.position, true, in_flight.is_torn);
         if !in_flight.collections.is_empty() {
             self.finish_copied_collections();
         }
         Ok(())
     }
 
-    /// The target now holds everything up to here.
-    pub(super) fn reached(&mut self, position: Position, durable: bool) {
+    /// The target now holds everything up to here, and if `is_torn` not yet all of the last
+    /// transaction.
+    pub(super) fn reached(&mut self, position: Position, durable: bool, is_torn: bool) {
+        self.is_torn = is_torn;
         self.ahead = self.ahead.at(position.time);
         self.monitor.reached(position.time);
         self.progress.position = Some(position.time);

@@ -95,6 +95,9 @@ pub struct Owner<'a> {
     open: Option<Transaction>,
     /// Pieces of that transaction are already with the writer.
     in_pieces: bool,
+    /// The target holds a part of a source transaction: one with collection commands in it cannot
+    /// become visible as a whole.
+    is_torn: bool,
     /// A reply that is not yet processed to its end, and how far it is.
     reply: Option<(Reply, usize)>,
     paused: Option<Pause>,
@@ -144,6 +147,7 @@ pub struct Owner<'a> {
 /// A batch on its way.
 struct InFlight {
     part: Part,
+    is_torn: bool,
     position: Position,
     counts: Counts,
     collections: Vec<CollectionIndex>,
@@ -217,8 +221,10 @@ impl<'a> Owner<'a> {
             logged: (now, progress.clone()),
             progress,
             gather: Batch::default(),
-            open: None,
+            // A position beside a command may be within a transaction.
+            open: plan.in_command.then(Transaction::unknown),
             in_pieces: false,
+            is_torn: plan.in_command,
             reply: None,
             paused: None,
             waiting_bytes: 0,
@@ -390,11 +396,18 @@ impl<'a> Owner<'a> {
     }
 
     /// The barrier is passed: the next event follows.
-    pub(super) fn pass_barrier(&mut self, reply: Reply, place: usize, position: Position) {
+    pub(super) fn pass_barrier(
+        &mut self,
+        reply: Reply,
+        place: usize,
+        position: Position,
+        transaction: Option<Transaction>,
+    ) {
         self.paused = None;
         self.plan.in_command = false;
         self.position = position;
-        self.open = None;
+        self.is_torn = transaction.is_some();
+        self.open = transaction;
         self.reply = Some((reply, place + 1));
         self.progress.totals.commands += 1;
         self.progress.totals.events_read += 1;

@@ -75,6 +75,16 @@ pub struct Transaction {
     number: i64,
 }
 
+impl Transaction {
+    /// One of which nothing is known but that it may be there; no event is known to belong to it.
+    pub fn unknown() -> Self {
+        Self {
+            session: Vec::new(),
+            number: 0,
+        }
+    }
+}
+
 /// A change event, borrowed from its reply.
 #[derive(Clone, Debug)]
 pub struct Event<'a> {

@@ -45,6 +45,10 @@ pub struct Reply {
     pub resume: ResumeToken,
     /// The token's cluster time.
     pub time: ClusterTime,
+    /// What the server knew to be committed before it was asked for this reply: if this holds no
+    /// events, there are none up to then. Zero in the first reply of a stream that was opened
+    /// again, perhaps by a new primary that does not know yet how much is committed.
+    pub committed: ClusterTime,
     /// Gives the bytes back when the reply is dropped.
     _bytes: OwnedSemaphorePermit,
 }
@@ -243,6 +247,7 @@ impl Reader {
         let view = self.steps.view();
         let start = Some(&self.position.start);
         let mut cursor = open(&self.source, start, self.flags, view).await?;
+        let mut committed = ClusterTime::ZERO;
         loop {
             let doing = "read the change stream";
             let next = async { cursor.next().await.transpose() };
@@ -258,7 +263,8 @@ impl Reader {
             if lost.take().is_some() && self.reports.send(Report::Regained).await.is_err() {
                 return Ok(Read::Enough);
             }
-            let Some(reply) = self.account(batch).await? else {
+            let known = std::mem::replace(&mut committed, operation_time(&batch));
+            let Some(reply) = self.account(batch, known).await? else {
                 return Ok(Read::Enough);
             };
             self.position = Position {
@@ -282,7 +288,7 @@ impl Reader {
     }
 
     /// Waits until the reply fits into the budget; `None` when nobody listens any more.
-    async fn account(&self, batch: RawBatch) -> Result<Option<Reply>> {
+    async fn account(&self, batch: RawBatch, committed: ClusterTime) -> Result<Option<Reply>> {
         let reply = batch.as_raw_document();
         let malformed = |what: &str| Error::Reply {
             side: Side::Source,
@@ -308,9 +314,16 @@ impl Reader {
             batch,
             resume,
             time,
+            committed,
             _bytes: bytes,
         }))
     }
+}
+
+/// What a majority had when the server answered. Every member of a replica set says it.
+fn operation_time(batch: &RawBatch) -> ClusterTime {
+    let time = batch.as_raw_document().get_timestamp("operationTime");
+    time.map_or(ClusterTime::ZERO, ClusterTime::from)
 }
 
 /// A budget for replies in flight.
