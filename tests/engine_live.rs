@@ -2,9 +2,11 @@
 
 mod common;
 
+use std::time::Duration;
+
 use bson::{Document, doc};
-use common::{assert_equal, caught_up, config, fill, mirroring, order};
-use mongomirror::engine::progress::Phase;
+use common::{assert_equal, caught_up, config, fill, mirroring, order, wait_for};
+use mongomirror::engine::progress::{Phase, Progress};
 use mongomirror::runner::MirrorHandle;
 use testbed::{ReplicaSet, Version};
 
@@ -201,5 +203,53 @@ async fn a_dropped_database_takes_its_views_along_and_comes_back() {
     source.run_command(view).await.unwrap();
     caught_up(&mirror, &client).await;
     assert_equal(&source, &target).await;
+    mirror.stop().await;
+}
+
+/// Replies end right behind a command within a transaction, and the next one is long in coming.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_with_a_command_in_it_is_not_consistent_before_its_end() {
+    let source = ReplicaSet::builder()
+        .behind_proxies()
+        .start()
+        .await
+        .unwrap();
+    let target = ReplicaSet::builder().start().await.unwrap();
+    let client = source.node(0).client().await.unwrap();
+    fill(&client.database("shop"), "orders", 0, 1).await;
+    let mirror = MirrorHandle::start(config(&source.uri(), &target.uri(), "shop"));
+    mirroring(&mirror).await;
+    source.node(0).proxy().delay(Duration::from_millis(300));
+    let copy = target.client().await.unwrap().database("shop_backup");
+    // The stream's replies hold 2000 events; the command is the last one, or the second but last.
+    for (round, before) in [1999, 1998].into_iter().enumerate() {
+        let mut session = client.start_session().await.unwrap();
+        session.start_transaction().await.unwrap();
+        let first = client.database("shop").collection("first");
+        let second = client
+            .database("shop")
+            .collection(&format!("second{round}"));
+        let documents = (0..before).map(|n| doc! {"round": i64::try_from(round).unwrap(), "n": n});
+        first
+            .insert_many(documents)
+            .session(&mut session)
+            .await
+            .unwrap();
+        let documents = (0..50).map(|n| doc! {"_id": n});
+        second
+            .insert_many(documents)
+            .session(&mut session)
+            .await
+            .unwrap();
+        session.commit_transaction().await.unwrap();
+        let committed = session.operation_time().expect("a replica set");
+        let reached = |now: &Progress| now.consistent_at.is_some_and(|at| at >= committed.into());
+        wait_for(&mirror, "the transaction is there", reached).await;
+        let there = copy.collection::<Document>(&format!("second{round}"));
+        assert_eq!(there.count_documents(doc! {}).await.unwrap(), 50);
+    }
+    source.node(0).proxy().heal();
+    caught_up(&mirror, &client).await;
+    assert_equal(&client.database("shop"), &copy).await;
     mirror.stop().await;
 }

@@ -3,9 +3,10 @@
 mod common;
 
 use bson::{Document, doc};
+use common::gate::start_held;
 use common::{PATIENCE, assert_equal, caught_up, config, fill, wait_for};
 use mongodb::{Client, Database, IndexModel};
-use mongomirror::engine::progress::Progress;
+use mongomirror::engine::progress::{Phase, Progress};
 use mongomirror::engine::request::Request;
 use mongomirror::runner::MirrorHandle;
 use testbed::{ReplicaSet, Version};
@@ -181,6 +182,42 @@ async fn a_refused_document_within_a_transaction_larger_than_the_memory_holds_up
     // A dropped collection leaves nothing behind.
     orders.drop().await.unwrap();
     wait_for(&mirror, "forgotten", |now| now.quarantine.is_empty()).await;
+    caught_up(&mirror, &client).await;
+    assert_equal(&source, &target).await;
+    assert_eq!(noted(&client).await, 0);
+    mirror.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_target_refuses_does_not_hold_up_the_copy() {
+    let (set, client) = set().await;
+    let (source, target) = (client.database("shop"), client.database("shop_backup"));
+    fill(&source, "orders", 0, 100).await;
+    let orders = source.collection::<Document>("orders");
+    orders.insert_many((-3..0).map(arrays)).await.unwrap();
+    let mut config = config(&set.uri(), &set.uri(), "shop");
+    config.limits.range_bytes = 20_000;
+    config.limits.copy_lanes = 1;
+    let (mirror, gate) = start_held(&config, &client).await;
+    strangers_index(&target).await;
+    orders.insert_many((1000..1003).map(arrays)).await.unwrap();
+    orders.delete_one(doc! {"_id": -1}).await.unwrap();
+    gate.open().await;
+    wait_for(&mirror, "mirroring", |now| now.phase == Phase::Mirroring).await;
+    orders.insert_one(doc! {"_id": 2000}).await.unwrap();
+    arrived(&target, 2000).await;
+    let now = wait_for(&mirror, "noted", |now| now.quarantine.len() >= 4).await;
+    assert!(refused(&now).contains(&"1000"), "{:?}", refused(&now));
+    assert_eq!(now.consistent_at, None, "it is not exactly the source");
+    mirror.stop().await;
+
+    let mirror = MirrorHandle::start(config);
+    let copies = target.collection::<Document>("orders");
+    copies.drop_index("a_1_b_1").await.unwrap();
+    wait_for(&mirror, "healed", |now| {
+        now.position.is_some() && now.quarantine.is_empty()
+    })
+    .await;
     caught_up(&mirror, &client).await;
     assert_equal(&source, &target).await;
     assert_eq!(noted(&client).await, 0);

@@ -2,15 +2,16 @@
 
 mod common;
 
-use bson::{Document, doc};
+use bson::{Bson, Document, doc};
 use common::process::Manifest;
 use common::workload::{Workload, fill};
 use common::{PATIENCE, assert_equal, caught_up, config, fresh_seed, mirroring, wait_for};
-use mongodb::Client;
+use futures::TryStreamExt;
+use mongodb::{Client, Collection, Database};
 use mongomirror::engine::config::{MirrorConfig, OnHistoryLost};
-use mongomirror::engine::progress::Phase;
+use mongomirror::engine::progress::{Phase, Progress};
 use mongomirror::runner::MirrorHandle;
-use testbed::ReplicaSet;
+use testbed::{Direction, ReplicaSet};
 
 /// A source whose oplog rolls over within seconds (`facts` mongodb 0).
 async fn forgetful() -> ReplicaSet {
@@ -80,6 +81,10 @@ async fn change_everything(client: &Client, seed: u64) {
         doc! {"collMod": "kept", "validator": {"n": {"$gt": 5}}, "validationLevel": "moderate"},
         doc! {"dropIndexes": "kept", "index": "old_1"},
         doc! {"createIndexes": "kept", "indexes": [{"key": {"n": -1}, "name": "new"}]},
+        // The same name and the same fields, in another order.
+        doc! {"dropIndexes": "kept", "index": "both"},
+        doc! {"createIndexes": "kept", "indexes": [{"key": {"m": 1, "n": 1}, "name": "both"}]},
+        doc! {"collMod": "sorted", "viewOn": "kept", "pipeline": [{"$sort": {"m": 1, "n": 1}}]},
         doc! {"delete": "kept", "deletes": [{"q": {"n": {"$lt": 3}}, "limit": 0}]},
         doc! {"collMod": "seen", "viewOn": "kept", "pipeline": [{"$match": {"n": 7}}]},
         doc! {"drop": "unseen"},
@@ -93,7 +98,7 @@ async fn change_everything(client: &Client, seed: u64) {
 async fn prepare(client: &Client, seed: u64) {
     fill(client, "shop", seed, 1200).await;
     let db = client.database("shop");
-    for name in ["a", "b", "gone", "anew", "kept"] {
+    for name in ["a", "b", "gone", "anew", "kept", "untouched"] {
         let documents = (0..50).map(|n| doc! {"_id": format!("{name}{n}"), "n": n});
         db.collection::<Document>(name)
             .insert_many(documents)
@@ -101,7 +106,12 @@ async fn prepare(client: &Client, seed: u64) {
             .unwrap();
     }
     for command in [
-        doc! {"createIndexes": "kept", "indexes": [{"key": {"old": 1}, "name": "old_1"}, {"key": {"n": 1}, "name": "n_1"}]},
+        doc! {"createIndexes": "kept", "indexes": [
+            {"key": {"old": 1}, "name": "old_1"},
+            {"key": {"n": 1}, "name": "n_1"},
+            {"key": {"n": 1, "m": 1}, "name": "both"},
+        ]},
+        doc! {"create": "sorted", "viewOn": "kept", "pipeline": [{"$sort": {"n": 1, "m": 1}}]},
         doc! {"create": "seen", "viewOn": "kept", "pipeline": [{"$match": {"n": 6}}]},
         doc! {"create": "unseen", "viewOn": "kept", "pipeline": []},
     ] {
@@ -123,12 +133,18 @@ async fn a_mirror_that_lost_the_history_compares_both_sides_and_writes_what_diff
     caught_up(&mirror, &client).await;
     mirror.stop().await;
     let copy = target.client().await.unwrap().database("shop_backup");
+    let kept = async || {
+        let names = ["kept", "orders", "untouched"];
+        futures::future::join_all(names.map(|name| uuid(&copy, name))).await
+    };
+    let before = kept().await;
     // Somebody meddles with the target meanwhile, too.
     copy.collection::<Document>("orders")
         .insert_one(doc! {"_id": "not of the source"})
         .await
         .unwrap();
 
+    let written = writes_to(&copy.collection("untouched")).await;
     change_everything(&client, seed).await;
     roll_over(&client).await;
 
@@ -148,6 +164,72 @@ async fn a_mirror_that_lost_the_history_compares_both_sides_and_writes_what_diff
     workload.stop().await;
     let progress = caught_up(&mirror, &client).await;
     assert_eq!(progress.totals.resyncs, 1);
+    assert_equal(&client.database("shop"), &copy).await;
+    // What is still the same collection was not made anew, nor written without need.
+    assert_eq!(kept().await, before);
+    let untouched = copy.collection::<Document>("untouched");
+    assert_eq!(
+        writes_to(&untouched).await,
+        written,
+        "an untouched collection"
+    );
+    mirror.stop().await;
+}
+
+/// A collection's identity.
+async fn uuid(db: &Database, name: &str) -> Bson {
+    let list = doc! {"listCollections": 1, "filter": {"name": name}};
+    let cursor = db.run_cursor_command(list).await.unwrap();
+    let listed: Vec<Document> = cursor.try_collect().await.unwrap();
+    let info = listed[0].get_document("info").unwrap();
+    info.get("uuid").unwrap().clone()
+}
+
+/// How many documents were ever inserted, changed or removed, as the server counts.
+async fn writes_to(collection: &Collection<Document>) -> i64 {
+    let top = doc! {"top": 1};
+    let admin = collection.client().database("admin");
+    let top = admin.run_command(top).await.unwrap();
+    let namespace = collection.namespace().to_string();
+    let all = top.get_document("totals").unwrap();
+    let of_it = all.get_document(&namespace).unwrap();
+    let count = |kind| {
+        let counted = of_it.get_document(kind).unwrap().get("count").unwrap();
+        counted
+            .as_i64()
+            .or(counted.as_i32().map(i64::from))
+            .unwrap()
+    };
+    ["insert", "update", "remove"].into_iter().map(count).sum()
+}
+
+/// The stream is read, but so slowly that the oplog overtakes it: the server says so with other
+/// codes than to somebody who comes back too late.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_live_mirror_that_the_oplog_has_overtaken_compares_both_sides() {
+    let source = ReplicaSet::builder()
+        .oplog_mb(10)
+        .arg("--syncdelay", "2")
+        .behind_proxies()
+        .start()
+        .await
+        .unwrap();
+    let target = ReplicaSet::builder().start().await.unwrap();
+    let client = source.node(0).client().await.unwrap();
+    prepare(&client, 1).await;
+    let mirror = MirrorHandle::start(config(&source.uri(), &target.uri(), "shop"));
+    mirroring(&mirror).await;
+    caught_up(&mirror, &client).await;
+    let proxy = source.node(0).proxy();
+    proxy.hold(Direction::ToServer);
+    change_everything(&client, 1).await;
+    roll_over(&client).await;
+    proxy.heal();
+    let resynced = |progress: &Progress| progress.totals.resyncs == 1;
+    wait_for(&mirror, "it compares both sides", resynced).await;
+    mirroring(&mirror).await;
+    caught_up(&mirror, &client).await;
+    let copy = target.client().await.unwrap().database("shop_backup");
     assert_equal(&client.database("shop"), &copy).await;
     mirror.stop().await;
 }

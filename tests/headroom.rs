@@ -144,6 +144,40 @@ async fn headroom_is_measured_while_a_mirror_runs_and_shrinks_while_it_is_paused
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn headroom_is_measured_while_a_mirror_cannot_run() {
+    let source = ReplicaSet::builder().oplog_mb(20).start().await.unwrap();
+    let target = ReplicaSet::builder().start().await.unwrap();
+    let (client, copy) = (
+        source.client().await.unwrap(),
+        target.client().await.unwrap(),
+    );
+    write(&client, 0, 1).await;
+    let mut place = Place::new(source.uri(), target.uri());
+    place.enable(true).await;
+    place
+        .wait_for("mirroring", |now| now.phase == Phase::Mirroring)
+        .await;
+    // Nobody but a person can help.
+    let checkpoints = copy
+        .database("mongomirror")
+        .collection::<Document>("checkpoints");
+    checkpoints.delete_many(doc! {}).await.unwrap();
+    write(&client, 1000, 1).await;
+    let failed = |now: &Progress| now.phase == Phase::Failed;
+    place.wait_for("it has failed", failed).await;
+    let is_failed = |now: &Progress| failed(now) && now.headroom.is_some();
+    place
+        .wait_for("measured although it failed", is_failed)
+        .await;
+    let before = place.left("measured", |_| true).await;
+    write(&client, 2000, 4).await;
+    let less = |left: &Left| left.bytes + 3_500_000 < before.bytes;
+    place.left("less is left", less).await;
+    assert_eq!(place.wait_for("", |_| true).await.phase, Phase::Failed);
+    place.slot.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_position_that_the_oplog_has_dropped_has_nothing_left() {
     let source = ReplicaSet::builder()
         .oplog_mb(10)

@@ -11,7 +11,8 @@ use mongodb::Database;
 
 use super::apply::ddl::DROPPED;
 use super::apply::gather::CollectionIndex;
-use super::command::{COMMAND_LIMIT, within};
+use super::bson::definition::Definition;
+use super::command::{COMMAND_LIMIT, number, within};
 use super::error::{Result, Side, code};
 use super::progress::Unsupported;
 use super::state::{BUCKETS, CatalogEntry, Index, Way, uuid_of};
@@ -36,7 +37,7 @@ pub struct Listed {
     /// `collection`, `view` or `timeseries`; or buckets without one.
     pub kind: String,
     /// Its options as listed.
-    pub options: Document,
+    pub options: Definition,
 }
 
 impl Listed {
@@ -150,7 +151,8 @@ pub async fn list(db: &Database, side: Side) -> Result<Vec<Listed>> {
                 options: document
                     .get_document("options")
                     .cloned()
-                    .unwrap_or_default(),
+                    .unwrap_or_default()
+                    .into(),
             })
         })
         .collect();
@@ -159,14 +161,15 @@ pub async fn list(db: &Database, side: Side) -> Result<Vec<Listed>> {
     Ok(listed)
 }
 
-/// Lists a collection's indexes without the one on `_id`; none if the collection is gone.
+/// Lists a collection's indexes without the one on `_id`, and without those that are still being
+/// built, which may yet fail; none if the collection is gone.
 ///
 /// # Errors
 /// What the exchange met.
 pub async fn list_indexes(db: &Database, collection: &str, side: Side) -> Result<Vec<Document>> {
     let exchange = async {
         let cursor = db
-            .run_cursor_command(doc! {"listIndexes": collection})
+            .run_cursor_command(doc! {"listIndexes": collection, "includeBuildUUIDs": true})
             .await?;
         cursor.try_collect::<Vec<Document>>().await
     };
@@ -177,30 +180,32 @@ pub async fn list_indexes(db: &Database, collection: &str, side: Side) -> Result
     }
 }
 
-/// Neither the index on `_id` nor the pseudo index of a clustered collection.
+/// Neither the index on `_id` nor the pseudo index of a clustered collection; what is still being
+/// built has its name within its `spec`.
 fn is_secondary(index: &Document) -> bool {
     index.get_str("name").is_ok_and(|name| name != "_id_")
         && !index.get_bool("clustered").unwrap_or(false)
 }
 
-/// The options to create the target's collection with (`facts` mongodb 1.3). What would remove
-/// documents by itself (a TTL, a cap) is disarmed; [`armed_options`] sets it right.
+/// The options to create the target's collection with. What would remove documents by itself (a
+/// TTL, a cap) is disarmed; [`armed_options`] sets it right.
 pub fn target_options(options: &Document) -> Document {
-    let mut target = options.clone();
-    for internal in [
-        "uuid",
-        "temp",
-        "idIndex",
-        "autoIndexId",
-        "expireAfterSeconds",
-    ] {
-        target.remove(internal);
-    }
-    strip_collation_version(&mut target);
+    let mut target = portable_options(options);
+    target.remove("expireAfterSeconds");
     if target.get_bool("capped").unwrap_or(false) {
         target.insert("size", SIZE_DISARMED);
         target.remove("max");
     }
+    target
+}
+
+/// Options without what has a meaning on one server only (`facts` mongodb 1.3).
+pub fn portable_options(options: &Document) -> Document {
+    let mut target = options.clone();
+    for internal in ["uuid", "temp", "idIndex", "autoIndexId"] {
+        target.remove(internal);
+    }
+    strip_collation_version(&mut target);
     if let Ok(series) = target.get_document_mut("timeseries") {
         // Follows from the granularity.
         series.remove("bucketMaxSpanSeconds");
@@ -288,6 +293,12 @@ pub fn whole_index(index: &Document, collated: bool) -> Document {
     target
 }
 
+/// Whether nothing expires by this index of a target.
+pub fn is_disarmed(index: &Document) -> bool {
+    !index.contains_key("expireAfterSeconds")
+        || number(index, "expireAfterSeconds") == i64::from(TTL_DISARMED)
+}
+
 /// An index as it is built at first: duplicates may be there while documents are of different
 /// times (`facts` mongodb 6.4).
 pub fn ordinary_index(index: &Document, collated: bool) -> Document {
@@ -316,10 +327,13 @@ pub struct Collection {
     pub guard: Option<Uuid>,
 }
 
-/// All collections that the mirror has met. Indexes are stable for the mirror's life.
+/// All collections that take part. An index is stable as long as its collection lives; nothing
+/// may hold on to it afterwards.
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
     collections: Vec<Collection>,
+    /// Places of collections that are gone, to be taken by others.
+    free: Vec<CollectionIndex>,
     by_uuid: HashMap<Uuid, CollectionIndex>,
     unsupported: HashMap<Uuid, Unsupported>,
 }
@@ -334,9 +348,11 @@ impl Catalog {
             alive: true,
             guard: None,
         };
-        if let Some(index) = self.by_uuid.get(&uuid) {
-            self.collections[*index as usize] = collection;
-            return *index;
+        let place = self.by_uuid.get(&uuid).copied().or_else(|| self.free.pop());
+        if let Some(index) = place {
+            self.collections[index as usize] = collection;
+            self.by_uuid.insert(uuid, index);
+            return index;
         }
         // Invariant: nobody has four billion collections.
         let index = CollectionIndex::try_from(self.collections.len()).unwrap_or(u32::MAX);
@@ -399,8 +415,11 @@ impl Catalog {
     /// The collection is gone.
     pub fn remove(&mut self, uuid: &Uuid) {
         self.unsupported.remove(uuid);
-        if let Some(index) = self.by_uuid.get(uuid) {
-            self.collections[*index as usize].alive = false;
+        if let Some(index) = self.by_uuid.remove(uuid) {
+            let gone = &mut self.collections[index as usize];
+            gone.alive = false;
+            gone.entry = CatalogEntry::new(*uuid, "", Document::new(), Vec::new());
+            self.free.push(index);
         }
     }
 
@@ -427,7 +446,7 @@ mod tests {
             name: name.into(),
             uuid: None,
             kind: kind.into(),
-            options: doc! {},
+            options: doc! {}.into(),
         };
         let mut listed = [
             of("system.buckets.a", "collection"),

@@ -7,8 +7,11 @@ use std::collections::HashMap;
 
 use bson::{Document, doc};
 
-use super::catalog::{Listed, ordinary_index, target_options, whole_index};
-use super::state::{BUCKETS, CatalogEntry, Index, Stage, Way};
+use super::bson::definition::{Definition, is_same};
+use super::catalog::{
+    Listed, is_disarmed, ordinary_index, portable_options, target_options, whole_index,
+};
+use super::state::{CatalogEntry, Index, Stage, Way};
 use super::stream::event::Uuid;
 
 /// Everything that is defined on one side.
@@ -16,8 +19,9 @@ use super::stream::event::Uuid;
 pub struct Definitions {
     /// Collections and views.
     pub listed: Vec<Listed>,
-    /// Indexes by collection, without those on `_id`.
-    pub indexes: HashMap<String, Vec<Document>>,
+    /// Indexes by collection, without those on `_id`; those of time-series collections by their
+    /// buckets. A collection whose indexes may not be listed is not in it.
+    pub indexes: HashMap<String, Vec<Definition>>,
 }
 
 /// Something that is not the same on both sides.
@@ -82,7 +86,7 @@ pub fn differences(
                 let what = format!("the view {:?} is not on the target", view.name);
                 different.push(of(what, mend()));
             }
-            Some(there) if comparable(&view.options) != comparable(&there.options) => {
+            Some(there) if !is_as_wanted(&view.options, &there.options) => {
                 let what = format!("the view {:?} is defined otherwise", view.name);
                 different.push(of(what, mend()));
             }
@@ -100,7 +104,7 @@ pub fn differences(
                 different.push(of(what, Mend::Collection(entry.uuid)));
                 continue;
             }
-            Some(there) if comparable(&wanted.options) != comparable(&there.options) => {
+            Some(there) if !is_as_wanted(&wanted.options, &there.options) => {
                 let what = format!("{:?} has other options", wanted.name);
                 different.push(of(what, Mend::Collection(entry.uuid)));
             }
@@ -124,12 +128,14 @@ fn compare_indexes(
     target: &Definitions,
     different: &mut Vec<Difference>,
 ) {
-    // The buckets of a time-series collection list them in their own form.
-    let none = Vec::new();
-    let of_side = |side: &'_ Definitions| side.indexes.get(&entry.name).unwrap_or(&none).clone();
-    let (wanted, there) = (of_side(source), of_side(target));
-    let name = entry.name.strip_prefix(BUCKETS).unwrap_or(&entry.name);
-    for index in &wanted {
+    let (Some(wanted), Some(there)) = (
+        source.indexes.get(&entry.name),
+        target.indexes.get(&entry.name),
+    ) else {
+        return;
+    };
+    let name = entry.public_name();
+    for index in wanted {
         let index_name = index.get_str("name").unwrap_or_default();
         let known = entry
             .indexes
@@ -145,7 +151,8 @@ fn compare_indexes(
             .iter()
             .find(|there| there.get_str("name").is_ok_and(|name| name == index_name));
         let collated = entry.is_collated();
-        let is_equal = found.is_some_and(|found| form(found, collated) == form(index, collated));
+        let form = |index: &Definition| Definition::from(form(index, collated));
+        let is_equal = found.is_some_and(|found| form(found) == form(index) && is_disarmed(found));
         if !is_equal {
             different.push(Difference {
                 what: format!("the index {index_name:?} of {name:?} is missing or different"),
@@ -153,10 +160,10 @@ fn compare_indexes(
             });
         }
     }
-    for index in &there {
+    for index in there {
         let index_name = index.get_str("name").unwrap_or_default();
         let is_wanted =
-            |wanted: &Document| wanted.get_str("name").is_ok_and(|name| name == index_name);
+            |wanted: &Definition| wanted.get_str("name").is_ok_and(|name| name == index_name);
         if !wanted.iter().any(is_wanted) {
             different.push(Difference {
                 what: format!("the index {index_name:?} of {name:?} is only on the target"),
@@ -177,16 +184,21 @@ fn by_name(listed: &[Listed]) -> HashMap<&str, &Listed> {
         .collect()
 }
 
+/// Whether a collection or view of the target has the options that it shall have while it is
+/// mirrored: nothing expires there, and nothing is evicted.
+pub fn is_as_wanted(source: &Document, target: &Document) -> bool {
+    comparable(target_options(source)) == comparable(portable_options(target))
+}
+
 /// Options as they are compared: one that says what is so anyway is no option. A server adds those
 /// to a collection that was ever changed.
-pub fn comparable(options: &Document) -> Document {
-    let mut options = target_options(options);
+fn comparable(mut options: Document) -> Definition {
     for (name, default) in changeable() {
         if options.get(&name) == Some(&default) {
             options.remove(&name);
         }
     }
-    options
+    options.into()
 }
 
 /// Compares what is on the target with what shall be there.
@@ -197,21 +209,26 @@ pub fn keep(wanted: &Listed, there: &Listed) -> Kept {
     if wanted.kind != there.kind || way != Way::Transactional || expires {
         return Kept::Anew;
     }
-    let (mut wanted, mut there) = (comparable(&wanted.options), comparable(&there.options));
-    if wanted == there {
-        return Kept::AsItIs;
-    }
+    let mut wanted = comparable(target_options(&wanted.options));
+    let mut there = comparable(portable_options(&there.options));
     let mut changes = Document::new();
     for (name, default) in changeable() {
         let (wanted, there) = (wanted.remove(&name), there.remove(&name));
-        if wanted != there {
+        let is_equal = match (&wanted, &there) {
+            (Some(wanted), Some(there)) => is_same(wanted, there),
+            (None, None) => true,
+            _ => false,
+        };
+        if !is_equal {
             changes.insert(name, wanted.unwrap_or(default));
         }
     }
-    if wanted == there {
-        Kept::Changed(changes)
-    } else {
+    if wanted != there {
         Kept::Anew
+    } else if changes.is_empty() {
+        Kept::AsItIs
+    } else {
+        Kept::Changed(changes)
     }
 }
 
@@ -231,11 +248,15 @@ mod tests {
             name: "c".into(),
             uuid: Some([1; 16]),
             kind: "collection".into(),
-            options,
+            options: options.into(),
         };
         Definitions {
             listed: vec![listed],
-            indexes: [("c".to_owned(), indexes)].into(),
+            indexes: [(
+                "c".to_owned(),
+                indexes.into_iter().map(Definition::from).collect(),
+            )]
+            .into(),
         }
     }
 
@@ -280,7 +301,7 @@ mod tests {
             name: "c".into(),
             uuid: Some([1; 16]),
             kind: "collection".into(),
-            options,
+            options: options.into(),
         }
     }
 

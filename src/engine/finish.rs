@@ -17,7 +17,7 @@ use super::command::Commands;
 use super::config::MirrorConfig;
 use super::connection::client::connect;
 use super::error::{Error, Result, Side};
-use super::state::{CatalogEntry, Checkpoint, Stage, StateStore};
+use super::state::{CatalogEntry, Checkpoint, Index, Stage, StateStore};
 
 /// Longest time for all of it: whoever deletes a mirror waits for nothing, and a target that does
 /// not answer must not hold up what comes after.
@@ -58,30 +58,42 @@ async fn arm(config: &MirrorConfig, client: &mongodb::Client) -> Result<()> {
         db: client.database(&config.target.database),
     };
     let mut first = Ok(());
-    for entry in state.load_catalog().await? {
-        if entry.left_out.is_some() {
-            continue;
-        }
-        if let Err(error) = arm_collection(&target, &state, entry).await {
-            if error.is_connection() {
-                return Err(error);
-            }
-            tracing::warn!(mirror = %config.name, %error, "a part of the target could not be armed");
-            first = first.and(Err(error));
-        }
+    let entries = state.load_catalog().await?;
+    let mut entries: Vec<CatalogEntry> = entries
+        .into_iter()
+        .filter(|entry| entry.left_out.is_none())
+        .collect();
+    // What takes an instant comes first for all, what may have to build something after.
+    for entry in &entries {
+        first = first.and(tolerated(config, arm_clocks(&target, entry).await)?);
+    }
+    for entry in &mut entries {
+        first = first.and(tolerated(
+            config,
+            build_the_rest(&target, &state, entry).await,
+        )?);
     }
     first
+}
+
+/// A collection that cannot be armed does not keep the others from it.
+fn tolerated(config: &MirrorConfig, outcome: Result<()>) -> Result<Result<()>> {
+    match outcome {
+        Err(error) if error.is_connection() => Err(error),
+        Err(error) => {
+            tracing::warn!(mirror = %config.name, %error, "a part of the target could not be armed");
+            Ok(Err(error))
+        }
+        Ok(()) => Ok(Ok(())),
+    }
 }
 
 fn is_ours(config: &MirrorConfig, found: &Checkpoint) -> bool {
     found.mirror == config.name && found.database == config.source.database
 }
 
-async fn arm_collection(
-    target: &Commands,
-    state: &StateStore,
-    mut entry: CatalogEntry,
-) -> Result<()> {
+/// Caps, and what expires.
+async fn arm_clocks(target: &Commands, entry: &CatalogEntry) -> Result<()> {
     let mut outcome = Ok(());
     if let Some(armed) = armed_options(&entry.options) {
         outcome = ddl::modify(target, &entry.name, &armed).await;
@@ -95,16 +107,33 @@ async fn arm_collection(
             outcome = outcome.and(ddl::modify(target, &entry.name, &change).await);
         }
     }
-    if entry.copied && entry.indexes.iter().any(|index| is_due(index, true)) {
-        let collated = entry.is_collated();
-        let tended = tend(target, &entry.name, &entry.indexes, collated, true).await?;
-        for tended in tended {
-            if let Some(index) = entry.index(&tended.name) {
-                index.stage = tended.stage;
-                index.problem = tended.problem;
-            }
-        }
-        state.put_collection(&entry).await?;
-    }
     outcome
+}
+
+/// Indexes that are missing, or not unique yet.
+async fn build_the_rest(
+    target: &Commands,
+    state: &StateStore,
+    entry: &mut CatalogEntry,
+) -> Result<()> {
+    let is_due = |index: &Index| is_due(index, true);
+    if !entry.copied || !entry.indexes.iter().any(is_due) {
+        return Ok(());
+    }
+    let was_missing = |index: &Index| index.stage == Stage::Missing;
+    let were_missing = entry.indexes.iter().any(was_missing);
+    let collated = entry.is_collated();
+    let tended = tend(target, &entry.name, &entry.indexes, collated, true).await?;
+    for tended in tended {
+        if let Some(index) = entry.index(&tended.name) {
+            index.stage = tended.stage;
+            index.problem = tended.problem;
+        }
+    }
+    state.put_collection(entry).await?;
+    if were_missing {
+        // They are built so that nothing expires.
+        arm_clocks(target, entry).await?;
+    }
+    Ok(())
 }

@@ -1,7 +1,7 @@
 //! How long the source's oplog still holds the mirror's position, and where that is going.
 //!
 //! A mirror that is paused, or cannot keep up, is lost when the oplog has dropped what follows its
-//! position. So this is measured all the time, also while a mirror is paused.
+//! position. So this is measured all the time, also while a mirror is paused or fails.
 
 use std::collections::VecDeque;
 use std::time::{Duration, SystemTime};
@@ -10,6 +10,7 @@ use bson::{Document, doc};
 use mongodb::Client;
 use serde::Serialize;
 use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::command::{Commands, number};
 use super::config::MirrorConfig;
@@ -22,7 +23,7 @@ use super::state::StateStore;
 /// Time between two measurements of a running mirror.
 pub const EVERY: Duration = Duration::from_secs(10);
 
-/// Time between two measurements of a paused one, which has nothing to do in between.
+/// Time between two measurements of one that does not run, and has nothing to do in between.
 const EVERY_PAUSED: Duration = Duration::from_secs(30);
 
 /// Longest wait for the whole measurement.
@@ -305,14 +306,23 @@ fn parse(status: &Document, size: &Document) -> Option<Oplog> {
     })
 }
 
-/// Watches over a mirror that is paused: measures, tells, and writes nothing. Ends when it is
-/// dropped, or at once if there is no position to watch over.
-pub async fn watch(config: MirrorConfig, publish: watch::Sender<Progress>) {
+/// Watches over a mirror that does not run, because it is paused or cannot: measures, tells, and
+/// writes nothing. It may be cut off at any point. Ends by itself if there is no position to watch
+/// over; the target is asked for it unless it is `known`.
+pub fn watch_over(
+    config: MirrorConfig,
+    known: Option<ClusterTime>,
+    publish: watch::Sender<Progress>,
+) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(watch(config, known, publish)))
+}
+
+async fn watch(config: MirrorConfig, known: Option<ClusterTime>, publish: watch::Sender<Progress>) {
     let mut every = tokio::time::interval(EVERY_PAUSED);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let started = tokio::time::Instant::now();
     let mut history = History::default();
-    let (mut source, mut position) = (None, None);
+    let (mut source, mut position) = (None, known.map(Some));
     loop {
         every.tick().await;
         let measured = async {

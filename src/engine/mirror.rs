@@ -6,9 +6,11 @@ use std::time::{Duration, SystemTime};
 use rand::Rng;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::config::{MirrorConfig, OnHistoryLost};
 use super::error::{Error, Side, code};
+use super::headroom;
 use super::owner::Owner;
 use super::plan::{Rival, prepare};
 use super::progress::{Phase, Problem, Progress};
@@ -34,6 +36,8 @@ pub struct Before {
     pub resync: bool,
     /// Changes could not be laid over a document that holds one name twice.
     pub careful: bool,
+    /// Measures what is left of the source's oplog while the mirror does not run.
+    watch: Option<AbortOnDropHandle<()>>,
 }
 
 /// Runs the mirror until it is asked to stop. Everything that happens shows in the progress.
@@ -51,6 +55,11 @@ pub async fn run(
             Ok(()) => break,
             Err(error) => error,
         };
+        // From now until it is connected again.
+        before.watch.get_or_insert_with(|| {
+            let position = publish.borrow().position;
+            headroom::watch_over(config.clone(), position, publish.clone())
+        });
         if started.elapsed() > HEALTHY {
             pause = BACKOFF.0;
         }
@@ -138,6 +147,7 @@ async fn run_once(
         () = stop.cancelled() => return Ok(()),
         planned = prepare(config, publish, before) => planned?,
     };
+    before.watch = None;
     tracing::info!(
         mirror = %config.name,
         epoch = planned.epoch,
@@ -169,6 +179,10 @@ fn report(config: &MirrorConfig, publish: &watch::Sender<Progress>, error: &Erro
             since,
         });
         progress.lag = None;
+        if error.side() == Some(Side::Target) || matches!(error, Error::Fenced { .. }) {
+            // What of the last batch is there, nobody knows; or somebody else writes now.
+            progress.consistent_at = None;
+        }
         if error.needs_human() {
             progress.phase = Phase::Failed;
         } else if progress.phase == Phase::Failed {

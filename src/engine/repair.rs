@@ -23,6 +23,9 @@ use super::stream::event::Uuid;
 /// Keys asked for at once.
 const KEYS: usize = 500;
 
+/// Documents in one reply; a server ends it at 16 MiB.
+const REPLY: u32 = 101;
+
 /// Documents of one collection as of one time.
 #[derive(Debug)]
 pub struct Fetched {
@@ -33,18 +36,12 @@ pub struct Fetched {
     pub others: Vec<Vec<u8>>,
     /// The time they were read at: the one asked for, or a later one.
     pub as_of: ClusterTime,
+    /// All of them were read. Otherwise there were too many bytes, and nothing is known of the keys
+    /// whose documents are not among these. Of a single key all is always read.
+    pub is_whole: bool,
 }
 
-impl Fetched {
-    /// Bytes of one document, on average.
-    pub fn average(&self) -> usize {
-        let found = self.documents.iter().flatten().chain(&self.others);
-        let bytes: usize = found.clone().map(Vec::len).sum();
-        bytes / found.count().max(1)
-    }
-}
-
-/// Reads documents by key.
+/// Reads documents by key, at most so many bytes and one reply of the server more.
 ///
 /// # Errors
 /// What the exchange met. A collection that is gone holds no documents; that is not an error.
@@ -54,6 +51,7 @@ pub async fn fetch(
     uuid: Uuid,
     keys: &[&Value],
     at: ClusterTime,
+    bytes: usize,
 ) -> Result<Fetched> {
     let mut name = collection.to_owned();
     let mut as_of = at;
@@ -61,11 +59,17 @@ pub async fn fetch(
     'again: loop {
         let mut documents: Vec<Option<Vec<u8>>> = Vec::with_capacity(keys.len());
         let mut others = Vec::new();
+        let mut is_whole = true;
         for chunk in keys.chunks(KEYS) {
-            match read(source, &name, uuid, chunk, as_of).await {
+            if !is_whole {
+                documents.extend(chunk.iter().map(|_| None));
+                continue;
+            }
+            match read(source, &name, uuid, chunk, as_of, bytes).await {
                 Ok(found) => {
                     documents.extend(found.documents);
                     others.extend(found.others);
+                    is_whole = found.is_whole;
                 }
                 Err(ReadEnd::Renamed(now)) => {
                     name = now;
@@ -87,6 +91,7 @@ pub async fn fetch(
             documents,
             others,
             as_of: as_of.max(gone_at),
+            is_whole,
         });
     }
 }
@@ -97,6 +102,7 @@ async fn read(
     uuid: Uuid,
     keys: &[&Value],
     at: ClusterTime,
+    bytes: usize,
 ) -> Result<Fetched, ReadEnd> {
     let filter = filter(keys);
     let find_keys = SnapshotFind {
@@ -105,17 +111,22 @@ async fn read(
         at: Some(at),
         filter: &filter,
         order: Order::Any,
-        batch_size: 101,
+        batch_size: REPLY,
     };
     let mut cursor = find_keys.run(Side::Source, source).await?;
     let mut documents = vec![None; keys.len()];
     let mut others = Vec::new();
+    let mut read = 0;
     loop {
-        let Some(batch) = next(Side::Source, &mut cursor).await? else {
+        let batch = next(Side::Source, &mut cursor).await?;
+        let is_whole = batch.is_none();
+        let batch = batch.filter(|_| read < bytes || keys.len() == 1);
+        let Some(batch) = batch else {
             return Ok(Fetched {
                 documents,
                 others,
                 as_of: at,
+                is_whole,
             });
         };
         let Ok(found) = batch.doc_slices() else {
@@ -133,6 +144,7 @@ async fn read(
                 .iter()
                 .position(|key| key.kind == id.kind && key.bytes == id.value);
             let document = document.as_bytes().to_vec();
+            read += document.len();
             match key {
                 Some(key) => documents[key] = Some(document),
                 None => others.push(document),

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::apply::gather::Entity;
+use super::bson::definition::Definition;
 use super::bson::order::Value;
 use super::catalog::{list, list_indexes};
 use super::command::Commands;
@@ -26,7 +27,7 @@ use super::owner::asking::{Ask, Held, HeldCollection, Repair};
 use super::progress::{VerificationResult, VerificationRun};
 use super::selection::Selection;
 use super::snapshot::ReadEnd;
-use super::state::{CatalogEntry, Way};
+use super::state::{BUCKETS, CatalogEntry, Way};
 
 /// How long a pair of times is used. Servers keep a state for 300 s by default.
 const PIN_LIMIT: Duration = Duration::from_secs(120);
@@ -65,8 +66,8 @@ pub struct Verifier {
 enum Walked {
     /// It is compared.
     Done,
-    /// New times are needed; it goes on from here.
-    Repin(Option<Value>),
+    /// New times are needed.
+    Repin,
 }
 
 /// What is counted on the way.
@@ -97,10 +98,11 @@ impl Verifier {
         let different = self.definitions(&mut held).await?;
         for difference in &different {
             tracing::warn!("{}; putting it right", difference.what);
-            self.ask(Ask::Mend(difference.mend.clone())).await?;
+            let (done, mended) = oneshot::channel();
+            self.ask(Ask::Mend(difference.mend.clone(), done)).await?;
+            tally.differences += 1;
+            tally.repaired += u64::from(mended.await.map_err(|_| ended_owner())?);
         }
-        tally.differences += different.len() as u64;
-        tally.repaired += different.len() as u64;
         if !different.is_empty() {
             // What is copied anew takes no part any more.
             held = self.hold().await?;
@@ -147,14 +149,14 @@ impl Verifier {
             let Some(now) = now.cloned() else {
                 return Ok(());
             };
-            let before = (tally.documents, tally.differences);
-            match self.walk(held, &now, size, low.clone(), tally).await {
+            let before = low.clone();
+            match self.walk(held, &now, size, &mut low, tally).await {
                 Ok(Walked::Done) => return Ok(()),
-                Ok(Walked::Repin(from)) => low = from,
+                Ok(Walked::Repin) => {}
                 Err(error) if error.needs_human() || tries >= TRIES => return Err(error),
                 Err(error) => tracing::debug!(%error, "comparing again"),
             }
-            if before == (tally.documents, tally.differences) {
+            if before == low {
                 tries += 1;
                 if tries > TRIES {
                     return Err(Error::Reply {
@@ -202,13 +204,14 @@ impl Verifier {
         Ok(Vec::new())
     }
 
-    /// Compares one collection at one pair of times, as far as these carry.
+    /// Compares one collection at one pair of times, from `low` on, as far as these carry; `low` is
+    /// then how far that was.
     async fn walk(
         &self,
         held: &Held,
         collection: &HeldCollection,
         size: Size,
-        mut low: Option<Value>,
+        low: &mut Option<Value>,
         tally: &mut Tally,
     ) -> Result<Walked> {
         let pair = Pair {
@@ -224,7 +227,7 @@ impl Verifier {
         };
         let mut comparison = match Comparison::open(pair, low.clone(), None).await {
             Ok(comparison) => comparison,
-            Err(broken) => return ended(broken, low),
+            Err(broken) => return ended(broken),
         };
         loop {
             match comparison.next().await {
@@ -234,13 +237,13 @@ impl Verifier {
                     tally.repaired += self.repair(collection, different).await?;
                 }
                 Ok(Some(Step::Passed(stretch))) => {
-                    low = comparison.low().cloned();
+                    *low = comparison.low().cloned();
                     self.passed(stretch, tally).await;
                 }
-                Err(broken) => return ended(broken, low),
+                Err(broken) => return ended(broken),
             }
             if held.taken.elapsed() > PIN_LIMIT {
-                return Ok(Walked::Repin(low));
+                return Ok(Walked::Repin);
             }
         }
     }
@@ -308,13 +311,23 @@ impl Verifier {
 
 async fn define(db: &Database, side: Side) -> Result<Definitions> {
     let mut listed = list(db, side).await?;
-    // Of system collections not even the indexes may be listed by everybody.
     listed.retain(|listed| !listed.name.starts_with("system."));
     let mut indexes = HashMap::new();
-    for listed in listed.iter().filter(|listed| listed.kind == "collection") {
-        let mut of_it = list_indexes(db, &listed.name, side).await?;
+    for listed in &listed {
+        let name = match listed.kind.as_str() {
+            "collection" => listed.name.clone(),
+            "timeseries" => format!("{BUCKETS}{}", listed.name),
+            _ => continue,
+        };
+        let mut of_it = match list_indexes(db, &name, side).await {
+            Ok(of_it) => of_it,
+            // Not everybody may do that with system collections.
+            Err(error) if listed.kind == "timeseries" && error.needs_human() => continue,
+            Err(error) => return Err(error),
+        };
         of_it.sort_by(|a, b| a.get_str("name").ok().cmp(&b.get_str("name").ok()));
-        indexes.insert(listed.name.clone(), of_it);
+        let of_it = of_it.into_iter().map(Definition::from).collect();
+        indexes.insert(name, of_it);
     }
     Ok(Definitions { listed, indexes })
 }
@@ -324,13 +337,13 @@ fn entries(held: &Held) -> Vec<&CatalogEntry> {
 }
 
 /// What to do after a read that ended early.
-fn ended(broken: Broken, low: Option<Value>) -> Result<Walked> {
+fn ended(broken: Broken) -> Result<Walked> {
     match broken {
         Broken::Source(ReadEnd::Failed(error)) | Broken::Target(ReadEnd::Failed(error)) => {
             Err(error)
         }
         // Too old, or changed by a command since: the mirror will have carried that out.
-        Broken::Source(_) | Broken::Target(_) => Ok(Walked::Repin(low)),
+        Broken::Source(_) | Broken::Target(_) => Ok(Walked::Repin),
     }
 }
 

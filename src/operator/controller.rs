@@ -25,7 +25,6 @@ use super::backoff::Backoff;
 use super::publish::Publisher;
 use super::report;
 use super::secrets::{self, SecretError, SecretReader, SecretVersions};
-use crate::engine::config::MirrorConfig;
 use crate::engine::progress::Problem;
 use crate::resource::{MongoMirror, MongoMirrorSpec, MongoMirrorStatus};
 use crate::runner;
@@ -63,8 +62,6 @@ pub struct Keeper {
     slot: Slot,
     secrets: SecretReader,
     resource: Option<Identity>,
-    /// What it asked for last.
-    spec: Option<Box<MongoMirrorSpec>>,
     publisher: Option<Publisher>,
     backoff: Backoff,
 }
@@ -111,7 +108,6 @@ impl Keeper {
             secrets,
             context,
             resource: None,
-            spec: None,
             publisher: None,
             backoff: Backoff::default(),
         }
@@ -160,9 +156,6 @@ impl Keeper {
     /// Looks at everything and brings the mirror in line.
     async fn reconcile(&mut self) -> Result<Found, SecretError> {
         let dereferenced = self.dereference().await?;
-        if let Dereferenced::Found { spec, .. } = &dereferenced {
-            self.spec = Some(spec.clone());
-        }
         let Some(validated) = validated(self.slot.key(), dereferenced) else {
             return Ok(Found::Gone);
         };
@@ -199,14 +192,10 @@ impl Keeper {
         let Ok(mirror) = &object.0 else {
             return Ok(Dereferenced::Unreadable(identity));
         };
-        // A mirror that is switched off needs no credentials.
-        let wanted = if mirror.spec.enabled {
-            secrets::names(&mirror.spec)
-        } else {
-            Default::default()
-        };
-        let secrets = match self.secrets.read(wanted).await {
+        let secrets = match self.secrets.read(secrets::names(&mirror.spec)).await {
             Ok(secrets) => Ok(secrets),
+            // Without them only the source's oplog cannot be watched.
+            Err(_) if !mirror.spec.enabled => Ok(Default::default()),
             Err(error) if error.is_transient() => return Err(error),
             Err(error) => Err(problem("SecretForbidden", true, &error)),
         };
@@ -248,26 +237,11 @@ impl Keeper {
 
     /// The resource is gone: ends the mirror for good. Nobody waits for it, and it takes a bounded
     /// time; the same resource applied again is looked at when it is over.
-    async fn end(mut self) {
-        let config = match self.slot.config() {
-            Some(config) => Some(config.clone()),
-            None => self.config_of_paused().await,
-        };
+    async fn end(self) {
+        let config = self.slot.config().cloned();
         self.slot.close().await;
         if let Some(config) = config {
             runner::finish(config).await;
-        }
-    }
-
-    /// A mirror that was switched off as long as this operator has known it was never started, but
-    /// it may have run before.
-    async fn config_of_paused(&mut self) -> Option<MirrorConfig> {
-        let mut spec = self.spec.take()?;
-        spec.enabled = true;
-        let secrets = self.secrets.read(secrets::names(&spec)).await.ok()?;
-        match desired(self.slot.key(), &spec, Ok(secrets)) {
-            Desired::Running { config, .. } => Some(*config),
-            _ => None,
         }
     }
 

@@ -1,7 +1,7 @@
 //! The place of one mirror in this process: brings what runs in line with what is asked for.
 
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::MirrorHandle;
 use super::decide::{Current, Decision, Desired, Why, decide};
@@ -23,35 +23,28 @@ pub struct Slot {
     last: Progress,
     /// Under which names that was.
     names: Option<Names>,
-    /// What the last mirror in this place was started with.
+    /// What the last mirror in this place was started with, or would be if it was not paused.
     config: Option<MirrorConfig>,
     /// Watches over the source's oplog while the mirror is paused.
     watch: Option<Watch>,
 }
 
-/// Measures how long the position of a paused mirror is still held. It writes nothing, so it may
-/// be cut off at any point.
+/// Measures how long the position of a paused mirror is still held.
 struct Watch {
     config: MirrorConfig,
     progress: watch::Receiver<Progress>,
-    task: JoinHandle<()>,
+    _task: AbortOnDropHandle<()>,
 }
 
 impl Watch {
     fn start(config: MirrorConfig, last: Progress) -> Self {
         let (publish, progress) = watch::channel(last);
-        let task = tokio::spawn(headroom::watch(config.clone(), publish));
+        let task = headroom::watch_over(config.clone(), None, publish);
         Self {
             config,
             progress,
-            task,
+            _task: task,
         }
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 
@@ -141,24 +134,32 @@ impl Slot {
                 why
             }
         };
-        if let Desired::Running { spec, config } = &desired {
-            let spec = spec.clone();
-            match &mut self.running {
-                // The same mirror may be asked for in other words, as by another Secret with the
-                // same content.
-                Some(running) => running.spec = spec,
-                None => {
-                    let handle = MirrorHandle::start((**config).clone());
-                    self.config = Some((**config).clone());
-                    self.running = Some(Running { spec, handle });
+        match &desired {
+            Desired::Running { spec, config } => {
+                let spec = spec.clone();
+                match &mut self.running {
+                    // The same mirror may be asked for in other words, as by another Secret with
+                    // the same content.
+                    Some(running) => running.spec = spec,
+                    None => {
+                        let handle = MirrorHandle::start((**config).clone());
+                        self.config = Some((**config).clone());
+                        self.running = Some(Running { spec, handle });
+                    }
                 }
             }
+            Desired::Paused {
+                config: Some(config),
+                ..
+            } => self.config = Some((**config).clone()),
+            _ => {}
         }
         self.list(desired, names);
         why
     }
 
-    /// What the last mirror in this place was started with, if one was.
+    /// What the last mirror in this place was started with, or would be if it was not paused: it
+    /// may have run in an earlier process.
     pub fn config(&self) -> Option<&MirrorConfig> {
         self.config.as_ref()
     }

@@ -1,7 +1,7 @@
 //! Documents as bytes: written by hand, sent and read without ever being decoded.
 
 use bson::{Document, RawDocumentBuf};
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use mongodb::error::ErrorKind;
 use mongodb::{ClientSession, Database};
 
@@ -188,6 +188,15 @@ pub async fn read_as_they_lie(db: &Database, collection: &str) -> Vec<Vec<u8>> {
         &bson::doc! {"find": collection, "hint": {"$natural": 1}},
     )
     .await
+}
+
+/// The names of capped collections.
+pub async fn capped(db: &Database) -> Vec<String> {
+    let list = bson::doc! {"listCollections": 1, "filter": {"options.capped": true}};
+    let cursor = db.run_cursor_command(list).await.expect("listCollections");
+    let listed: Vec<Document> = cursor.try_collect().await.expect("listCollections");
+    let names = listed.iter().filter_map(|one| one.get_str("name").ok());
+    names.map(ToOwned::to_owned).collect()
 }
 
 async fn read_by(db: &Database, find: &Document) -> Vec<Vec<u8>> {

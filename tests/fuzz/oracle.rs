@@ -179,7 +179,7 @@ async fn compare(
             return Ok(documents(format!("{name} differs: {what}")));
         }
     }
-    for name in capped(source).await? {
+    for name in common::raw::capped(source).await {
         if read(source, &name).await? != read(target, &name).await? {
             return Ok(documents(format!(
                 "{name} is capped, and has its documents in another order"
@@ -193,14 +193,13 @@ async fn compare(
     let names = left.keys().chain(right.keys());
     let wrong = names
         .into_iter()
-        .find(|name| left.get(name) != right.get(name));
+        .find(|name| left.get(*name) != right.get(*name));
     Ok(wrong.map(|name| {
-        let of = |all: &Document| all.get(name).map(ToString::to_string);
         Different {
             what: format!(
                 "options or indexes of {name} differ:\n  source {:?}\n  target {:?}",
-                of(&left),
-                of(&right)
+                left.get(name),
+                right.get(name)
             ),
             // Unique indexes are enforced within moments.
             passes: true,
@@ -229,14 +228,6 @@ async fn faceless(database: &Database) -> Result<Vec<String>> {
         .filter(is_faceless)
         .map(ToOwned::to_owned)
         .collect())
-}
-
-async fn capped(database: &Database) -> Result<Vec<String>> {
-    let command = doc! {"listCollections": 1, "filter": {"options.capped": true}};
-    let cursor = database.run_cursor_command(command).await?;
-    let listed: Vec<Document> = cursor.try_collect().await?;
-    let names = listed.iter().filter_map(|one| one.get_str("name").ok());
-    Ok(names.map(ToOwned::to_owned).collect())
 }
 
 /// In natural order.

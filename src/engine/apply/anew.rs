@@ -12,14 +12,14 @@ use mongodb::ClientSession;
 use super::commands::encode;
 use super::ddl;
 use super::delta::Deltas;
-use super::gather::{Entity, Outcome};
+use super::documents::Shares;
+use super::gather::{CollectionIndex, Entity, Outcome};
 use super::writer::{Failure, Named, Prepared, Writer, Written};
 use crate::engine::bson::order::Value;
 use crate::engine::bson::scan::find;
 use crate::engine::catalog::list_indexes;
 use crate::engine::command::number;
 use crate::engine::error::{Result, Side};
-use crate::engine::repair::fetch;
 use crate::engine::writes::Write;
 
 impl Writer {
@@ -32,50 +32,45 @@ impl Writer {
         session: &mut ClientSession,
         written: &mut Written,
     ) -> Result<(), Failure> {
-        let unknown: Vec<&Entity> = entities
+        let name = named.name.as_str();
+        let removed = entities
             .iter()
-            .copied()
-            .filter(|entity| final_state(entity).is_none())
-            .collect();
-        let keys: Vec<_> = unknown.iter().map(|entity| &entity.id).collect();
-        let (name, at) = (named.name.as_str(), prepared.position.time);
-        let fetched = fetch(&self.source, name, named.uuid, &keys, at).await?;
-        if fetched.as_of > at {
-            written.ahead_until = written.ahead_until.max(Some(fetched.as_of));
-        }
-        let mut found = fetched.documents.into_iter();
-        let mut removed = Vec::with_capacity(entities.len());
-        let mut put = Vec::with_capacity(entities.len());
-        for entity in entities {
-            let document = match final_state(entity) {
-                Some(known) => known,
-                None => found.next().flatten(),
-            };
-            if entity.outcome == Outcome::Reconcile {
-                written.reconciled.note(false, document.is_some());
-            }
-            removed.push(entity.becomes(Outcome::Delete));
-            if let Some(document) = document {
-                let deltas = Deltas::default();
-                put.push(entity.becomes(Outcome::Insert { document, deltas }));
-            }
-        }
-        // Whose `_id` is equal to one of the batch and not the same: 1.0 for 1.
-        for document in fetched.others {
-            let Some(id) = find(&document, b"_id").map(Value::of) else {
-                continue;
-            };
-            if entities.iter().all(|entity| entity.id != id) {
-                let deltas = Deltas::default();
-                put.push(Entity {
-                    collection: entities[0].collection,
-                    id,
-                    outcome: Outcome::Insert { document, deltas },
-                });
-            }
-        }
+            .map(|entity| entity.becomes(Outcome::Delete));
+        let removed: Vec<Entity> = removed.collect();
         let gone = self.write_all(name, &removed, session, written).await?;
-        self.write_all(name, &put, session, written).await?;
+        let (mut known, mut unknown) = (Vec::new(), Vec::new());
+        for entity in entities {
+            match final_state(entity) {
+                Some(Some(document)) => {
+                    known.push(inserted(entity.collection, &entity.id, document))
+                }
+                Some(None) => {}
+                None => unknown.push(*entity),
+            }
+        }
+        self.write_all(name, &known, session, written).await?;
+        let mut shares = Shares::of(&unknown);
+        let position = &prepared.position;
+        while let Some((now, fetched)) = shares.next(&self.source, named, position, written).await?
+        {
+            let mut put = Vec::new();
+            for (entity, document) in now.iter().zip(fetched.documents) {
+                if entity.outcome == Outcome::Reconcile {
+                    written.reconciled.note(false, document.is_some());
+                }
+                put.extend(document.map(|it| inserted(entity.collection, &entity.id, it)));
+            }
+            // Whose `_id` is equal to one of the batch and not the same: 1.0 for 1.
+            for document in fetched.others {
+                let Some(id) = find(&document, b"_id").map(Value::of) else {
+                    continue;
+                };
+                if entities.iter().all(|entity| entity.id != id) {
+                    put.push(inserted(now[0].collection, &id, document));
+                }
+            }
+            self.write_all(name, &put, session, written).await?;
+        }
         // How many were there is known but for those that nothing is known of.
         let was = |there| {
             entities
@@ -123,6 +118,15 @@ impl Writer {
             }
         }
         Ok(())
+    }
+}
+
+fn inserted(collection: CollectionIndex, id: &Value, document: Vec<u8>) -> Entity {
+    let deltas = Deltas::default();
+    Entity {
+        collection,
+        id: id.clone(),
+        outcome: Outcome::Insert { document, deltas },
     }
 }
 

@@ -47,7 +47,7 @@ impl<'a> From<&'a String> for Place<'a> {
 }
 
 /// A write command and what the server must answer if the target is the pre-state.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Command {
     /// The command's bytes.
     pub body: RawDocumentBuf,

@@ -1,7 +1,9 @@
 //! Writes the documents of a batch, within its transaction: as the stream says, one by one, or as
 //! they are on the source.
 
-use mongodb::ClientSession;
+use std::collections::VecDeque;
+
+use mongodb::{ClientSession, Database};
 
 use super::commands::{Command, encode, put, put_all, remove, remove_all};
 use super::gather::{Entity, Outcome};
@@ -11,12 +13,72 @@ use crate::engine::bson::scan::find;
 use crate::engine::command::number;
 use crate::engine::error::Result;
 use crate::engine::position::Position;
-use crate::engine::repair::{fetch, there};
+use crate::engine::quarantine::Refused;
+use crate::engine::repair::{Fetched, fetch, there};
 use crate::engine::writes::Write;
 
-/// Documents that are read again and put at once: at first, then as many as make so many bytes, and
-/// at most.
-const REWRITTEN: (usize, usize, usize) = (16, 8 << 20, 500);
+/// Documents that are read again and put at once: at first, and at most.
+const AT_ONCE: (usize, usize) = (16, 500);
+
+/// As many bytes of them are read at once, and one document more.
+const BYTES_AT_ONCE: usize = 8 << 20;
+
+/// Documents to be read again, some at a time: how large they are shows only when they are read.
+pub(super) struct Shares<'a> {
+    left: VecDeque<&'a Entity>,
+    share: usize,
+}
+
+impl<'a> Shares<'a> {
+    pub(super) fn of(all: &[&'a Entity]) -> Self {
+        Self {
+            left: all.iter().copied().collect(),
+            share: AT_ONCE.0,
+        }
+    }
+
+    /// The next ones, as they are on the source at the batch's position; it is noted if they are
+    /// of a later time.
+    pub(super) async fn next(
+        &mut self,
+        source: &Database,
+        named: &Named,
+        position: &Position,
+        written: &mut Written,
+    ) -> Result<Option<(Vec<&'a Entity>, Fetched)>> {
+        loop {
+            let now = self.share.min(self.left.len());
+            if now == 0 {
+                return Ok(None);
+            }
+            let mut now: Vec<&Entity> = self.left.drain(..now).collect();
+            let keys: Vec<_> = now.iter().map(|entity| &entity.id).collect();
+            let (name, at) = (&named.name, position.time);
+            let mut fetched = fetch(source, name, named.uuid, &keys, at, BYTES_AT_ONCE).await?;
+            if fetched.as_of > at {
+                written.ahead_until = written.ahead_until.max(Some(fetched.as_of));
+            }
+            if fetched.is_whole {
+                self.share = (self.share * 2).min(AT_ONCE.1);
+                return Ok(Some((now, fetched)));
+            }
+            // Of those that did not come it is not known whether they are there.
+            self.share = (self.share / 2).max(1);
+            let mut came = fetched.documents.iter().map(Option::is_some);
+            let again: Vec<&Entity> = now
+                .extract_if(.., |_| !came.next().unwrap_or_default())
+                .collect();
+            for entity in again.into_iter().rev() {
+                self.left.push_front(entity);
+            }
+            fetched.documents.retain(Option::is_some);
+            fetched.others.clear();
+            if !now.is_empty() {
+                return Ok(Some((now, fetched)));
+            }
+        }
+    }
+}
 
 impl Writer {
     /// Runs one command; what it should have found and did not is divergence.
@@ -93,27 +155,20 @@ impl Writer {
         Ok(again)
     }
 
-    /// Makes documents what the source says they are at the position.
+    /// Makes documents what the source says they are at the position, without those that are
+    /// refused.
     pub(super) async fn rewrite(
         &self,
         named: &Named,
         entities: &[&Entity],
-        position: &Position,
+        (position, refused): (&Position, &[Refused]),
         session: &mut ClientSession,
         written: &mut Written,
     ) -> Result<(), Failure> {
         let (name, uuid) = (named.name.as_str(), named.uuid);
-        let mut left = entities;
-        let mut share = REWRITTEN.0;
-        while !left.is_empty() {
-            let (now, later) = left.split_at(share.min(left.len()));
-            left = later;
-            let keys: Vec<_> = now.iter().map(|entity| &entity.id).collect();
-            let fetched = fetch(&self.source, name, uuid, &keys, position.time).await?;
-            if fetched.as_of > position.time {
-                written.ahead_until = written.ahead_until.max(Some(fetched.as_of));
-            }
-            share = (REWRITTEN.1 / fetched.average().max(1)).clamp(1, REWRITTEN.2);
+        let mut shares = Shares::of(entities);
+        while let Some((now, fetched)) = shares.next(&self.source, named, position, written).await?
+        {
             let compared = now
                 .iter()
                 .filter(|entity| entity.outcome == Outcome::Reconcile)
@@ -137,7 +192,8 @@ impl Writer {
             }
             found.extend(fetched.others.into_iter().filter_map(|document| {
                 let id = find(&document, b"_id").map(Value::of)?;
-                Some((id, document))
+                let is_refused = refused.iter().any(|one| one.key == (uuid, id.clone()));
+                (!is_refused).then_some((id, document))
             }));
             // What goes comes first: an `_id` that is only equal, and not the same, is replaced.
             let commands = remove_all(name, gone, self.abilities);

@@ -103,6 +103,14 @@ impl Entity {
         }
     }
 
+    /// What it becomes, where that is a whole document.
+    pub fn document(&self) -> Option<&[u8]> {
+        match &self.outcome {
+            Outcome::Insert { document, .. } | Outcome::Replace { document, .. } => Some(document),
+            _ => None,
+        }
+    }
+
     /// The same document, with another outcome.
     pub fn becomes(&self, outcome: Outcome) -> Self {
         Self {
@@ -198,7 +206,7 @@ impl Batch {
     }
 
     /// How many documents.
-    pub fn len(&self) -> usize {
+    pub fn documents(&self) -> usize {
         let documents = [&self.inside, &self.loose, &self.in_order];
         let merged: usize = documents.iter().map(|some| some.entities.len()).sum();
         merged + self.window.len()
@@ -209,9 +217,14 @@ impl Batch {
         self.inside.bytes + self.loose.bytes + self.in_order.bytes
     }
 
+    /// Whether there is any document in it.
+    pub fn has_documents(&self) -> bool {
+        self.documents() > 0
+    }
+
     /// Nothing but perhaps a position.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0 && self.ranges_done.is_empty()
+        !self.has_documents() && self.ranges_done.is_empty()
     }
 
     /// Adds a document event.
@@ -274,6 +287,16 @@ impl Batch {
     pub fn compare(&mut self, home: Home, event: &Event<'_>, id: Element<'_>) {
         self.counts.note(event.operation);
         self.reconcile(home, &Value::of(id));
+    }
+
+    /// A collection is gone: nothing of it is written any more.
+    pub fn forget(&mut self, collection: CollectionIndex) {
+        for documents in [&mut self.inside, &mut self.loose, &mut self.in_order] {
+            documents.forget(collection);
+        }
+        self.window.retain(|entity| entity.collection != collection);
+        self.ranges_done
+            .retain(|range| range.collection != collection);
     }
 
     /// Whether the batch's transaction writes this document.
@@ -343,6 +366,21 @@ impl Documents {
             _ => return Err("not a document event"),
         }
         Ok(())
+    }
+
+    fn forget(&mut self, collection: CollectionIndex) {
+        if self.entities.iter().all(|it| it.collection != collection) {
+            return;
+        }
+        self.entities.retain(|it| it.collection != collection);
+        // Of documents in order only the last change of each is in the index.
+        let known = std::mem::take(&mut self.index);
+        for (place, entity) in self.entities.iter().enumerate() {
+            let key = (entity.collection, entity.id.clone());
+            if known.contains_key(&key) {
+                self.index.insert(key, place);
+            }
+        }
     }
 
     fn absorb(&mut self, waiting: Self) {

@@ -7,7 +7,8 @@
 use bson::{Document, doc};
 
 use super::ddl::{drop_index, modify};
-use crate::engine::catalog::{list_indexes, ordinary_index, whole_index};
+use crate::engine::bson::definition::{Definition, is_same};
+use crate::engine::catalog::{is_disarmed, list_indexes, ordinary_index, whole_index};
 use crate::engine::command::Commands;
 use crate::engine::error::{Error, Result, Side, code};
 use crate::engine::state::{Index, Stage};
@@ -98,18 +99,21 @@ impl Work<'_> {
 
     /// Builds the ordinary form, unless the index is there already.
     async fn build(&self, index: &Index) -> Result<Stage> {
-        let ordinary = ordinary_index(&index.spec, self.collated);
+        let ordinary = Definition::from(ordinary_index(&index.spec, self.collated));
         match self.create(&ordinary).await {
             Err(error) if is_conflict(&error) => {}
             outcome => return outcome.map(|()| Stage::Ordinary),
         }
         for there in list_indexes(&self.target.db, self.collection, Side::Target).await? {
             let name = there.get_str("name").unwrap_or_default();
-            let same = |option| there.get(option) == ordinary.get(option);
-            let is_it = same("name") && same("expireAfterSeconds");
-            if is_it && ordinary_index(&there, self.collated) == ordinary {
+            let is_it = Definition::from(ordinary_index(&there, self.collated)) == ordinary;
+            if is_it && is_disarmed(&there) {
                 return Ok(Stage::Ordinary);
             }
+            let same = |option| match (there.get(option), ordinary.get(option)) {
+                (Some(there), Some(wanted)) => is_same(there, wanted),
+                _ => false,
+            };
             let is_another = self.indexes.iter().any(|other| other.name() == name);
             if same("name") || (same("key") && !is_another) {
                 // What the source says now decides: the old one has to go.

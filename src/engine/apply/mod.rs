@@ -8,5 +8,5 @@ mod documents;
 pub mod gather;
 pub mod indexes;
 mod outside;
-mod refused;
+pub mod refused;
 pub mod writer;

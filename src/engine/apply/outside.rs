@@ -11,13 +11,13 @@
 use bson::doc;
 
 use super::commands::{Command, Place, by_collection, encode, moves, put, remove};
+use super::documents::Shares;
 use super::gather::{CollectionIndex, Entity, Outcome};
 use super::writer::{Named, Prepared, Writer, Written};
 use crate::engine::bson::order::Value;
 use crate::engine::bson::scan::find;
 use crate::engine::command::number;
 use crate::engine::error::{Error, Result, Side, code};
-use crate::engine::repair::fetch;
 use crate::engine::state::{Outside, Way, encode_outside};
 use crate::engine::stream::event::Uuid;
 use crate::engine::writes::Write;
@@ -145,34 +145,30 @@ impl Writer {
         prepared: &Prepared,
         written: &mut Written,
     ) -> Result<()> {
-        if entities.is_empty() {
-            return Ok(());
-        }
-        let keys: Vec<_> = entities.iter().map(|entity| &entity.id).collect();
-        let at = prepared.position.time;
-        let fetched = fetch(&self.source, &named.name, named.uuid, &keys, at).await?;
-        if fetched.as_of > at {
-            written.ahead_until = written.ahead_until.max(Some(fetched.as_of));
-        }
-        let mut commands = Vec::new();
-        let mut found = Vec::new();
-        for (entity, document) in entities.iter().zip(fetched.documents) {
-            if entity.outcome == Outcome::Reconcile {
-                written.reconciled.note(false, document.is_some());
+        let mut shares = Shares::of(entities);
+        let position = &prepared.position;
+        while let Some((now, fetched)) = shares.next(&self.source, named, position, written).await?
+        {
+            let mut commands = Vec::new();
+            let mut found = Vec::new();
+            for (entity, document) in now.iter().zip(fetched.documents) {
+                if entity.outcome == Outcome::Reconcile {
+                    written.reconciled.note(false, document.is_some());
+                }
+                match document {
+                    Some(document) => found.push(document),
+                    None => commands.extend(remove(place, &entity.id, self.abilities)),
+                }
             }
-            match document {
-                Some(document) => found.push(document),
-                None => commands.extend(remove(place, &entity.id, self.abilities)),
+            // What goes comes first: an `_id` that is only equal, and not the same, is replaced.
+            for document in found.iter().chain(&fetched.others) {
+                if let Some(id) = find(document, b"_id").map(Value::of) {
+                    commands.extend(put(place, &id, document, self.abilities));
+                }
             }
-        }
-        // What goes comes first: an `_id` that is only equal, and not the same, is replaced.
-        for document in found.iter().chain(&fetched.others) {
-            if let Some(id) = find(document, b"_id").map(Value::of) {
-                commands.extend(put(place, &id, document, self.abilities));
+            for command in commands {
+                self.run_outside(command, written).await?;
             }
-        }
-        for command in commands {
-            self.run_outside(command, written).await?;
         }
         Ok(())
     }

@@ -4,8 +4,11 @@ use mongodb::ClientSession;
 
 use super::commands::put;
 use super::gather::{CollectionIndex, Entity};
-use super::writer::{Failure, Named, Part, Prepared, Writer};
+use super::writer::{Failure, Part, Prepared, Writer};
 use crate::engine::bson::order::Value;
+use crate::engine::bson::scan::find;
+use crate::engine::command::Commands;
+use crate::engine::connection::probe::TargetAbilities;
 use crate::engine::error::{Error, Result, code};
 use crate::engine::quarantine::{Key, Refused};
 use crate::engine::repair::fetch;
@@ -13,7 +16,7 @@ use crate::engine::transaction::{Tries, abort, begin};
 use crate::engine::writes::Write;
 
 /// Documents that are read and tried at once.
-const AT_ONCE: usize = 16;
+const AT_ONCE: usize = 4;
 
 impl Writer {
     /// Tries every document of the batch that is in this collection by itself, as it is on the
@@ -41,13 +44,20 @@ impl Writer {
         for some in entities.chunks(AT_ONCE) {
             let keys: Vec<&Value> = some.iter().map(|entity| &entity.id).collect();
             let at = prepared.position.time;
-            let fetched = fetch(&self.source, &named.name, named.uuid, &keys, at).await?;
-            for (entity, document) in some.iter().zip(fetched.documents) {
-                let Some(document) = document else { continue };
-                let outcome = self.is_refused(named, &entity.id, &document, &mut session);
+            let fetched =
+                fetch(&self.source, &named.name, named.uuid, &keys, at, usize::MAX).await?;
+            let ids = some.iter().map(|entity| Some(entity.id.clone()));
+            let found = ids.zip(fetched.documents);
+            let found = found.filter_map(|(id, document)| Some((id, document?)));
+            let others = fetched.others.into_iter();
+            let others = others.map(|document| (find(&document, b"_id").map(Value::of), document));
+            for (id, document) in found.chain(others) {
+                let Some(id) = id else { continue };
+                let target = (&self.target, self.abilities);
+                let outcome = try_by_itself(target, &named.name, (&id, &document), &mut session);
                 if let Some(reason) = outcome.await? {
                     refused.push(Refused {
-                        key: (named.uuid, entity.id.clone()),
+                        key: (named.uuid, id),
                         at,
                         collection: named.name.clone(),
                         reason,
@@ -57,44 +67,6 @@ impl Writer {
         }
         self.session = Some(session);
         Ok(refused)
-    }
-
-    async fn is_refused(
-        &self,
-        named: &Named,
-        id: &Value,
-        document: &[u8],
-        session: &mut ClientSession,
-    ) -> Result<Option<String>> {
-        let mut tries = Tries::default();
-        loop {
-            begin(session).await?;
-            let mut outcome = Ok(());
-            for command in put(&named.name, id, document, self.abilities) {
-                let tried = self
-                    .target
-                    .write_in(Write::TryDocument, command.body, session)
-                    .await;
-                if let Err(error) = tried {
-                    outcome = Err(error);
-                    break;
-                }
-            }
-            abort(session).await;
-            match outcome {
-                Ok(()) => return Ok(None),
-                Err(error) if error.is_refused_document() => return Ok(Some(error.to_string())),
-                // A unique key that another document of the batch gives up, or a document on the
-                // target that holds one name twice: the ladder has answers to both.
-                Err(error) if error.is_duplicate_key() || error.is_unreadable() => return Ok(None),
-                Err(error) if error.code() == Some(code::NAME_TWICE) => return Ok(None),
-                Err(error) => {
-                    if !tries.again(&error).await {
-                        return Err(error);
-                    }
-                }
-            }
-        }
     }
 
     /// The same within a piece of a large transaction: what came before is lost, so they are noted
@@ -107,7 +79,9 @@ impl Writer {
     ) -> Result<()> {
         let refused = self.find_refused(prepared, collection).await?;
         if refused.is_empty() {
-            return Err(error);
+            // It was refused for what the target holds: the next run reads such documents again.
+            tracing::debug!(%error, "a change does not fit what is on the target");
+            return Err(Error::Unsettled);
         }
         within_room(prepared, &refused)?;
         // Fenced: a process that was replaced notes nothing.
@@ -141,6 +115,44 @@ impl Writer {
             state.write_in(Write::Release, command, session).await?;
         }
         Ok(())
+    }
+}
+
+/// Tries to put a document in a transaction that is given up; why the target refuses it, if so.
+///
+/// # Errors
+/// What the exchange met, other than a refusal.
+pub async fn try_by_itself(
+    (target, abilities): (&Commands, TargetAbilities),
+    name: &str,
+    (id, document): (&Value, &[u8]),
+    session: &mut ClientSession,
+) -> Result<Option<String>> {
+    let mut tries = Tries::default();
+    loop {
+        begin(session).await?;
+        let mut outcome = Ok(());
+        for command in put(name, id, document, abilities) {
+            let tried = target.write_in(Write::TryDocument, command.body, session);
+            if let Err(error) = tried.await {
+                outcome = Err(error);
+                break;
+            }
+        }
+        abort(session).await;
+        match outcome {
+            Ok(()) => return Ok(None),
+            Err(error) if error.is_refused_document() => return Ok(Some(error.to_string())),
+            // A unique key that another document of the batch gives up, or a document on the
+            // target that holds one name twice: the ladder has answers to both.
+            Err(error) if error.is_duplicate_key() || error.is_unreadable() => return Ok(None),
+            Err(error) if error.code() == Some(code::NAME_TWICE) => return Ok(None),
+            Err(error) => {
+                if !tries.again(&error).await {
+                    return Err(error);
+                }
+            }
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use bson::Document;
+use bson::{DateTime, Document, doc};
 use mongodb::{ClientSession, Database};
 
 use super::commands::{by_collection, encode};
@@ -282,6 +282,10 @@ impl Writer {
             collection = named.name,
             "a unique index of the target is in the way of what the source holds; built anew"
         );
+        // Fenced: a process that was replaced may be wrong about what is on the target.
+        let set = doc! {"updatedAt": DateTime::now()};
+        let hold = self.state.update(Write::HoldCheckpoint, self.epoch, set);
+        hold.await?;
         self.relax(&named.name).await
     }
 
@@ -426,8 +430,8 @@ impl Writer {
             };
             let entities: Vec<Entity> = entities.iter().map(of_source).collect();
             let all: Vec<&Entity> = entities.iter().collect();
-            let position = &prepared.position;
-            return self.rewrite(named, &all, position, session, written).await;
+            let at = (&prepared.position, ladder.refused.as_slice());
+            return self.rewrite(named, &all, at, session, written).await;
         }
         let again = if ladder.one_by_one {
             self.write_one_by_one(&named.name, &entities, session, written)
@@ -444,8 +448,8 @@ impl Writer {
         if again.is_empty() {
             return Ok(());
         }
-        self.rewrite(named, &again, &prepared.position, session, written)
-            .await
+        let at = (&prepared.position, ladder.refused.as_slice());
+        self.rewrite(named, &again, at, session, written).await
     }
 
     /// What the mirror remembers of the batch.

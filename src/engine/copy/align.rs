@@ -6,11 +6,12 @@ use mongodb::ClientSession;
 use super::lane::{Job, Lane, Reached, Try};
 use super::writing::Work;
 use crate::engine::apply::commands::{Command, encode};
-use crate::engine::apply::gather::Entity;
+use crate::engine::apply::gather::{Entity, Outcome};
 use crate::engine::command::number;
 use crate::engine::compare::{Broken, Comparison, Pair, Step};
 use crate::engine::connection::probe::operation_time;
 use crate::engine::error::{Error, Result, Side};
+use crate::engine::position::ClusterTime;
 use crate::engine::snapshot::ReadEnd;
 use crate::engine::writes::Write;
 
@@ -57,7 +58,9 @@ impl Lane {
         let mut comparison = Comparison::open(pair, low, job.high.clone()).await?;
         while let Some(step) = comparison.next().await? {
             match step {
-                Step::Differences(different) => self.put_right(job, session, different).await?,
+                Step::Differences(different) => {
+                    self.put_right(job, session, different, range.at.to).await?;
+                }
                 Step::Passed(stretch) => {
                     range.last = comparison.low().cloned();
                     range.documents += stretch.documents;
@@ -82,9 +85,34 @@ impl Lane {
         job: &Job,
         session: &mut ClientSession,
         different: Vec<Entity>,
+        at: ClusterTime,
     ) -> Result<()> {
         let commands = encode(&job.name, different.iter(), self.abilities);
-        self.transaction(job, session, &Work::Align(commands)).await
+        let work = Work::Align(commands, Vec::new());
+        let error = match self.transaction(job, session, &work).await {
+            Err(error) if error.is_refused_document() => error,
+            outcome => return outcome,
+        };
+        let documents: Vec<&[u8]> = different.iter().filter_map(Entity::document).collect();
+        let refused = self.refused(job, &documents, at, session).await?;
+        if refused.is_empty() {
+            return Err(error);
+        }
+        // What the target still has of such a document is not what the source has.
+        let kept = different.iter().map(|entity| {
+            let is_refused = refused.iter().any(|one| one.key.1 == entity.id);
+            match (is_refused, &entity.outcome) {
+                (false, _) => entity.clone(),
+                (true, Outcome::Insert { .. }) => entity.becomes(Outcome::Nothing),
+                (true, _) => entity.becomes(Outcome::Delete),
+            }
+        });
+        let kept: Vec<Entity> = kept.collect();
+        let commands = encode(&job.name, kept.iter(), self.abilities);
+        let work = Work::Align(commands, refused.clone());
+        self.transaction(job, session, &work).await?;
+        self.tell_refused(refused).await;
+        Ok(())
     }
 
     pub(super) async fn run_aligning(

@@ -12,9 +12,10 @@ use crate::engine::apply::gather::CollectionIndex;
 use crate::engine::bson::encode::Encoder;
 use crate::engine::bson::order::Value;
 use crate::engine::command::Commands;
-use crate::engine::connection::probe::{TargetAbilities, operation_time};
+use crate::engine::connection::probe::{TargetAbilities, await_committed, operation_time};
 use crate::engine::error::{Error, Result, Side};
 use crate::engine::position::{ClusterTime, Span};
+use crate::engine::quarantine::Refused;
 use crate::engine::snapshot::{MAX_KEY, Order, ReadEnd, SnapshotFind, next, only_max_key};
 use crate::engine::state::{StateStore, Way};
 use crate::engine::stream::event::Uuid;
@@ -92,6 +93,8 @@ pub enum Report {
         /// The range.
         number: u32,
     },
+    /// The target does not take these documents; they are left out, and noted.
+    Refused(Vec<Refused>),
     /// It is tried again; once per outage.
     Retrying(Error),
     /// It cannot be copied; nothing more of it is under way.
@@ -203,6 +206,7 @@ impl Lane {
         let mut source_name = job.name.clone();
         let mut pause = BACKOFF.0;
         let mut told = false;
+        let mut is_gone = false;
         let mut reached = None;
         let (collection, number) = (job.collection, job.number);
         let report = loop {
@@ -223,7 +227,12 @@ impl Lane {
                         unfenced,
                     };
                 }
-                Try::Gone => break Report::Gone { collection, number },
+                Try::Gone if is_gone => break Report::Gone { collection, number },
+                Try::Gone => match self.all_is_committed().await {
+                    // The drop, if that is what it was, cannot be taken back any more.
+                    Ok(()) => is_gone = true,
+                    Err(error) => tracing::debug!(%error, "whether a collection is gone"),
+                },
                 Try::Stopped => break Report::Stopped { collection, number },
                 Try::Again(name) => {
                     if let Some(name) = name {
@@ -257,6 +266,16 @@ impl Lane {
         // If nobody listens any more, the range's state tells the next process.
         let _ = self.reports.send(report).await;
         session
+    }
+
+    /// Waits until a majority has what the source has now.
+    async fn all_is_committed(&self) -> Result<()> {
+        let source = Commands {
+            side: Side::Source,
+            db: self.source.clone(),
+        };
+        let now = operation_time(self.source.client(), Side::Source).await?;
+        await_committed(&source, now).await
     }
 
     async fn attempt(
@@ -338,9 +357,10 @@ impl Lane {
                 uuid: Some(job.uuid),
                 at: Some(piece.at),
                 filter: piece.filter,
+                // With a beginning alone, the server would look through all that is behind the end.
                 order: Order::ById {
                     min: begin.as_ref(),
-                    max: None,
+                    max: job.high.as_ref().filter(|_| begin.is_some()),
                 },
                 batch_size: job.batch_size,
             };
@@ -388,7 +408,7 @@ impl Lane {
         let mut batch = next(source, &mut cursor).await.map_err(Broken::Read)?;
         while let Some(current) = batch {
             // The next batch is read while this one is written.
-            let insert = self.insert(job, &current, seen.take(), session);
+            let insert = self.insert(job, (&current, range.at.to), seen.take(), session);
             let (read, written) = tokio::join!(next(source, &mut cursor), insert);
             if let Some(written) = written.map_err(Broken::Write)? {
                 range.last = Some(written.last);

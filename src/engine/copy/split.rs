@@ -7,13 +7,24 @@ use mongodb::Database;
 use crate::engine::bson::order::{Value, compare_with_plain};
 use crate::engine::bson::scan::find;
 use crate::engine::command::{COMMAND_LIMIT, Commands, number, within};
-use crate::engine::error::{Result, Side, code};
+use crate::engine::error::{Error, Result, Side, code};
 
 /// Ids sampled for each bound: enough that ranges differ by a quarter or so in size.
 const SAMPLES_PER_RANGE: u64 = 12;
 
+/// Most ids sampled of one collection: beyond that ranges differ more in size.
+const MOST_SAMPLES: u64 = 60_000;
+
+/// Ids sampled in one go: as many random reads are over within seconds, on a cold disk too.
+const SAMPLED_AT_ONCE: u64 = 2000;
+
+/// Of a collection of more bytes at most one document in 25 is sampled: beyond one in 20 a server
+/// reads all of it instead.
+const SCANNED: u64 = 256 << 20;
+const SAMPLED_OF: u64 = 25;
+
 /// Most ranges of one collection; beyond that they grow.
-const MOST_RANGES: u64 = 100_000;
+const MOST_RANGES: u64 = 20_000;
 
 /// How large a collection is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -76,13 +87,37 @@ pub async fn bounds(
     if ranges < 2 {
         return Ok(Vec::new());
     }
-    let samples = sample(source, collection, ranges * SAMPLES_PER_RANGE).await?;
-    Ok(choose(
-        &samples,
-        usize::try_from(ranges).unwrap_or(usize::MAX),
-    ))
+    let mut left = samples(size, ranges);
+    let mut ids: Vec<Value> = Vec::new();
+    while left > 0 {
+        let now = left.min(SAMPLED_AT_ONCE);
+        match sample(source, collection, now).await {
+            Ok(more) => ids.extend(more),
+            // Ranges that differ in size are better than none.
+            Err(error @ Error::Timeout { .. }) => {
+                tracing::warn!(collection, "{error}; cutting it by what is known");
+                break;
+            }
+            Err(error) => return Err(error),
+        }
+        left -= now;
+    }
+    ids.sort_by(|a, b| compare_with_plain(a.kind, &a.bytes, b));
+    Ok(choose(&ids, usize::try_from(ranges).unwrap_or(usize::MAX)))
 }
 
+/// How many ids to sample for so many ranges.
+fn samples(size: Size, ranges: u64) -> u64 {
+    let wanted = (ranges * SAMPLES_PER_RANGE).min(MOST_SAMPLES);
+    if size.bytes <= SCANNED {
+        wanted
+    } else {
+        wanted.min(size.documents / SAMPLED_OF)
+    }
+}
+
+/// Some ids that may be bounds, ascending by our own order: where that differs from the server's,
+/// the id is not used.
 async fn sample(source: &Database, collection: &str, samples: u64) -> Result<Vec<Value>> {
     let doing = "sample a collection";
     let samples = i64::try_from(samples).unwrap_or(i64::MAX);
@@ -99,7 +134,7 @@ async fn sample(source: &Database, collection: &str, samples: u64) -> Result<Vec
     loop {
         let next = async { cursor.next().await.transpose() };
         let Some(batch) = within(Side::Source, doing, COMMAND_LIMIT, next).await? else {
-            return Ok(ids);
+            return Ok(ascending(ids));
         };
         let Ok(documents) = batch.doc_slices() else {
             continue;
@@ -114,22 +149,25 @@ async fn sample(source: &Database, collection: &str, samples: u64) -> Result<Vec
     }
 }
 
-/// Every n-th sampled id that may be a bound, strictly ascending by our own order: where that
-/// differs from the server's, the id is not used.
-fn choose(sorted: &[Value], ranges: usize) -> Vec<Value> {
-    let step = (sorted.len() / ranges).max(1);
-    let mut bounds: Vec<Value> = Vec::new();
-    for candidate in sorted.iter().skip(step).step_by(step) {
-        if !candidate.is_plain() {
-            continue;
-        }
-        let ascends = bounds
+/// Those that may be bounds, and are not before the one before.
+fn ascending(ids: Vec<Value>) -> Vec<Value> {
+    let mut kept: Vec<Value> = Vec::new();
+    for id in ids.into_iter().filter(Value::is_plain) {
+        let ascends = kept
             .last()
-            .is_none_or(|last| compare_with_plain(last.kind, &last.bytes, candidate).is_lt());
+            .is_none_or(|last| compare_with_plain(last.kind, &last.bytes, &id).is_le());
         if ascends {
-            bounds.push(candidate.clone());
+            kept.push(id);
         }
     }
+    kept
+}
+
+/// Every n-th sampled id, strictly ascending.
+fn choose(sorted: &[Value], ranges: usize) -> Vec<Value> {
+    let step = (sorted.len() / ranges).max(1);
+    let mut bounds: Vec<Value> = sorted.iter().skip(step).step_by(step).cloned().collect();
+    bounds.dedup_by(|a, b| compare_with_plain(a.kind, &a.bytes, b).is_eq());
     bounds.truncate(ranges.saturating_sub(1));
     bounds
 }
@@ -158,8 +196,30 @@ mod tests {
             kind: 0x0A,
             bytes: Vec::new(),
         };
-        let samples = vec![null.clone(), null, int(1), int(1), int(2), int(2)];
-        assert_eq!(choose(&samples, 6), [int(1), int(2)]);
+        let sampled = vec![null.clone(), int(0), int(1), int(1), null, int(2), int(2)];
+        let sampled = ascending(sampled);
+        assert_eq!(sampled.len(), 5);
+        assert_eq!(choose(&sampled, 6), [int(1), int(2)]);
+    }
+
+    #[test]
+    fn no_id_is_used_where_the_servers_order_is_another() {
+        let sampled = vec![int(1), int(3), int(2), int(4)];
+        assert_eq!(ascending(sampled), [int(1), int(3), int(4)]);
+    }
+
+    #[test]
+    fn a_large_collection_is_not_read_as_a_whole_to_cut_it() {
+        let large = Size {
+            documents: 100_000,
+            bytes: 30 << 30,
+        };
+        assert_eq!(samples(large, 480), 4000);
+        let small = Size {
+            documents: 60,
+            bytes: 12_000,
+        };
+        assert_eq!(samples(small, 8), 96);
     }
 
     #[test]

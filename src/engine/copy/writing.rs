@@ -1,17 +1,20 @@
 //! What a lane writes: each of its transactions also holds the range.
 
-use bson::{Document, RawDocumentBuf, doc};
+use bson::{RawDocumentBuf, doc, rawdoc};
 use futures::TryStreamExt;
 use mongodb::ClientSession;
 use mongodb::raw_batch_cursor::RawBatch;
 
-use super::lane::{Job, Lane, range_filter};
+use super::lane::{Job, Lane, Report, range_filter};
 use crate::engine::apply::commands::{Command, Place, after_insert, remove};
+use crate::engine::apply::refused::try_by_itself;
 use crate::engine::bson::encode::Encoder;
 use crate::engine::bson::order::Value;
-use crate::engine::bson::scan::{Element, find, kind, shape};
+use crate::engine::bson::scan::{find, kind, shape};
 use crate::engine::command::{COMMAND_LIMIT, number, within};
 use crate::engine::error::{Error, Result, Side};
+use crate::engine::position::ClusterTime;
+use crate::engine::quarantine::Refused;
 use crate::engine::transaction::{Tries, abort, begin, commit};
 use crate::engine::writes::Write;
 
@@ -27,10 +30,14 @@ pub(super) enum Work {
         /// Documents that a plain insert would change.
         careful: Vec<Vec<u8>>,
         count: u64,
+        /// What is left out, and noted.
+        refused: Vec<Refused>,
     },
     Clear(RawDocumentBuf),
-    /// What makes a part of the target equal to the source.
-    Align(Vec<Command>),
+    /// Nothing but to hold the range.
+    Nothing,
+    /// What makes a part of the target equal to the source; and what is left out, and noted.
+    Align(Vec<Command>, Vec<Refused>),
 }
 
 /// What a batch added.
@@ -43,11 +50,11 @@ pub(super) struct Inserted {
 impl Lane {
     /// Inserts a batch, as one transaction that also holds the range: whoever took the mirror
     /// over has changed the range's epoch, and this then writes nothing. `seen` is a document that
-    /// is on the target already.
+    /// is on the target already; `at` is when the source was like that.
     pub(super) async fn insert(
         &self,
         job: &Job,
-        batch: &RawBatch,
+        (batch, at): (&RawBatch, ClusterTime),
         seen: Option<&Value>,
         session: &mut ClientSession,
     ) -> Result<Option<Inserted>> {
@@ -84,28 +91,80 @@ impl Lane {
         };
         let last = find(last, b"_id").map(Value::of);
         let last = last.ok_or_else(|| malformed("a document has no _id"))?;
-        let careful = new
-            .iter()
-            .filter(|document| {
-                !self.abilities.keeps_empty_timestamps && shape(document).empty_timestamp
-            })
-            .map(|document| document.to_vec())
-            .collect();
         // The reply's array becomes the command's as it is, where all of it is wanted.
         let whole = (first == 0).then(|| array.as_bytes());
-        let count = new.len() as u64;
-        let work = Work::Insert {
-            before,
-            command: self.insert_command(Place::from(job.name.as_str()), whole, new),
-            careful,
-            count,
-        };
-        self.transaction(job, session, &work).await?;
+        let work = self.inserting(job, before.clone(), whole, new, Vec::new());
+        match self.transaction(job, session, &work).await {
+            Err(error) if error.is_refused_document() => {
+                let refused = self.refused(job, new, at, session).await?;
+                if refused.is_empty() {
+                    return Err(error);
+                }
+                let kept = taken(new, &refused);
+                let work = self.inserting(job, before, None, &kept, refused.clone());
+                self.transaction(job, session, &work).await?;
+                self.tell_refused(refused).await;
+            }
+            outcome => outcome?,
+        }
         Ok(Some(Inserted {
             last,
-            documents: count,
+            documents: new.len() as u64,
             bytes: new.iter().map(|document| document.len() as u64).sum(),
         }))
+    }
+
+    fn inserting(
+        &self,
+        job: &Job,
+        before: Vec<Command>,
+        whole: Option<&[u8]>,
+        new: &[&[u8]],
+        refused: Vec<Refused>,
+    ) -> Work {
+        let is_careful = |document: &&&[u8]| {
+            !self.abilities.keeps_empty_timestamps && shape(document).empty_timestamp
+        };
+        let careful = new.iter().filter(is_careful);
+        Work::Insert {
+            before,
+            command: self.insert_command(Place::from(job.name.as_str()), whole, new),
+            careful: careful.map(|document| document.to_vec()).collect(),
+            count: new.len() as u64,
+            refused,
+        }
+    }
+
+    /// Which of these documents the target refuses, each by itself.
+    pub(super) async fn refused(
+        &self,
+        job: &Job,
+        documents: &[&[u8]],
+        at: ClusterTime,
+        session: &mut ClientSession,
+    ) -> Result<Vec<Refused>> {
+        let mut refused = Vec::new();
+        for document in documents {
+            let Some(id) = find(document, b"_id").map(Value::of) else {
+                continue;
+            };
+            let target = (&self.target, self.abilities);
+            let outcome = try_by_itself(target, &job.name, (&id, document), session);
+            if let Some(reason) = outcome.await? {
+                refused.push(Refused {
+                    key: (job.uuid, id),
+                    at,
+                    collection: job.name.clone(),
+                    reason,
+                });
+            }
+        }
+        Ok(refused)
+    }
+
+    /// It is noted already; if nobody listens any more, the next process finds it there.
+    pub(super) async fn tell_refused(&self, refused: Vec<Refused>) {
+        let _ = self.reports.send(Report::Refused(refused)).await;
     }
 
     /// Inserts into this place; outside of transactions in order, and held by a majority. `whole`
@@ -146,25 +205,26 @@ impl Lane {
 
     /// Removes what an interrupted try has left on the target, in pieces that fit a transaction.
     pub(super) async fn clear(&self, job: &Job, session: &mut ClientSession) -> Result<()> {
+        // A commit of this session whose outcome is unknown comes to its end before another
+        // transaction of it begins: what it wrote must be seen here.
+        self.transaction(job, session, &Work::Nothing).await?;
         let filter = range_filter(job.low.as_ref(), job.high.as_ref());
-        let filter = Document::try_from(&*filter).unwrap_or_default();
         loop {
             let doing = "clear a range";
-            let left = self.target.db.collection::<RawDocumentBuf>(&job.name);
-            let exchange = async {
-                let cursor = left
-                    .find(filter.clone())
-                    .projection(doc! {"_id": 1})
-                    .limit(CLEARED_AT_ONCE)
-                    .await?;
-                cursor.try_collect::<Vec<RawDocumentBuf>>().await
+            let left = rawdoc! {
+                "find": job.name.as_str(),
+                "filter": filter.clone(),
+                "projection": {"_id": 1},
+                "limit": CLEARED_AT_ONCE,
             };
-            let left = within(Side::Target, doing, COMMAND_LIMIT, exchange).await?;
-            if left.is_empty() {
+            let exchange = async {
+                let cursor = self.target.db.run_raw_cursor_command(left).batch().await?;
+                cursor.try_collect::<Vec<RawBatch>>().await
+            };
+            let batches = within(Side::Target, doing, COMMAND_LIMIT, exchange).await?;
+            let Some(command) = delete_command(&job.name, &batches) else {
                 return Ok(());
-            }
-            let ids = left.iter().filter_map(|id| find(id.as_bytes(), b"_id"));
-            let command = delete_command(&job.name, ids);
+            };
             self.transaction(job, session, &Work::Clear(command))
                 .await?;
         }
@@ -179,18 +239,29 @@ impl Lane {
                     .await?;
                 return Ok(());
             }
-            Work::Align(commands) => return self.run_aligning(commands, session).await,
+            Work::Nothing => return Ok(()),
+            Work::Align(commands, refused) => {
+                self.note_refused(refused, session).await?;
+                return self.run_aligning(commands, session).await;
+            }
             Work::Insert {
                 before,
                 command,
                 careful,
                 count,
-            } => (before, command, careful, *count),
+                refused,
+            } => {
+                self.note_refused(refused, session).await?;
+                (before, command, careful, *count)
+            }
         };
         for first in before {
             self.target
                 .write_in(Write::InsertDocuments, first.body.clone(), session)
                 .await?;
+        }
+        if count == 0 {
+            return Ok(());
         }
         let reply = self
             .target
@@ -210,6 +281,16 @@ impl Lane {
                     .await?;
             }
         }
+        Ok(())
+    }
+
+    async fn note_refused(&self, refused: &[Refused], session: &mut ClientSession) -> Result<()> {
+        if refused.is_empty() {
+            return Ok(());
+        }
+        let command = self.state.quarantine_command(refused)?;
+        let state = self.state.commands();
+        state.write_in(Write::Quarantine, command, session).await?;
         Ok(())
     }
 
@@ -259,21 +340,37 @@ impl Lane {
     }
 }
 
-/// Deletes these documents.
-fn delete_command<'a>(collection: &str, ids: impl Iterator<Item = Element<'a>>) -> RawDocumentBuf {
+/// Those of these documents that are not refused.
+fn taken<'a>(documents: &[&'a [u8]], refused: &[Refused]) -> Vec<&'a [u8]> {
+    let is_refused = |document: &&&[u8]| {
+        let id = find(document, b"_id").map(Value::of);
+        refused.iter().any(|one| Some(&one.key.1) == id.as_ref())
+    };
+    let documents = documents.iter().filter(|document| !is_refused(document));
+    documents.copied().collect()
+}
+
+/// Deletes the documents of these batches, if there are any.
+fn delete_command(collection: &str, batches: &[RawBatch]) -> Option<RawDocumentBuf> {
+    let left = batches.iter().filter_map(|batch| batch.doc_slices().ok());
+    let left = left.flat_map(|batch| batch.into_iter().flatten());
+    let left = left.filter_map(|document| document.as_document());
+    let ids = left.filter_map(|document| find(document.as_bytes(), b"_id"));
     let mut encoder = Encoder::default();
     let root = encoder.begin();
     encoder.string("delete", collection);
     let deletes = encoder.begin_array("deletes");
-    for (index, id) in ids.enumerate() {
-        let delete = encoder.begin_element(index);
+    let mut count = 0;
+    for id in ids {
+        let delete = encoder.begin_element(count);
         let query = encoder.begin_document("q");
         encoder.raw(id.kind, b"_id", id.value);
         encoder.end(query);
         encoder.int("limit", 1);
         encoder.end(delete);
+        count += 1;
     }
     encoder.end(deletes);
     encoder.end(root);
-    encoder.finish()
+    (count > 0).then(|| encoder.finish())
 }

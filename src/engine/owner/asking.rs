@@ -22,8 +22,9 @@ pub enum Ask {
     Hold(oneshot::Sender<Held>),
     /// Compare these documents with the source, and put right what differs.
     Repair(Repair),
-    /// Make options, indexes and views what the source has.
-    Mend(Mend),
+    /// Make options, indexes and views what the source has. Told whether the target's server took
+    /// it.
+    Mend(Mend, oneshot::Sender<bool>),
 }
 
 /// What is done while the mirror stands still.
@@ -31,7 +32,7 @@ pub(super) enum AtRest {
     /// Both times are told.
     Tell(oneshot::Sender<Held>),
     /// Something is put right that is no document.
-    Mend(Mend),
+    Mend(Mend, oneshot::Sender<bool>),
 }
 
 /// Documents of one collection to be put right.
@@ -74,10 +75,16 @@ impl Owner<'_> {
         self.hold.is_some() || self.repairing.is_some()
     }
 
+    /// Whether something else can be asked for now. In the middle of a transaction a document could
+    /// not be put as it is in the end: its changes follow.
+    pub(super) fn can_be_asked(&self) -> bool {
+        !self.is_asked() && !self.in_pieces
+    }
+
     pub(super) fn asked(&mut self, ask: Ask) {
         match ask {
             Ask::Hold(done) => self.hold = Some(AtRest::Tell(done)),
-            Ask::Mend(mend) => self.hold = Some(AtRest::Mend(mend)),
+            Ask::Mend(mend, done) => self.hold = Some(AtRest::Mend(mend, done)),
             Ask::Repair(repair) => self.repair(repair),
         }
     }
@@ -116,7 +123,11 @@ impl Owner<'_> {
     pub(super) async fn stand_still(&mut self) -> Result<()> {
         let done = match self.hold.take() {
             Some(AtRest::Tell(done)) => done,
-            Some(AtRest::Mend(mend)) => return self.mend(mend).await,
+            Some(AtRest::Mend(mend, done)) => {
+                // Whoever asked may be gone.
+                let _ = done.send(self.mend(mend).await?);
+                return Ok(());
+            }
             None => return Ok(()),
         };
         let target_at = operation_time(self.plan.target.db.client(), Side::Target).await?;

@@ -71,6 +71,8 @@ impl Owner<'_> {
         // Whatever is written before it is done, also when the mirror is stopped in the middle of
         // it, leaves the mark.
         self.plan.in_command = true;
+        self.update_phase();
+        self.publish_now();
         let set = doc! {"updatedAt": DateTime::now(), "inCommand": true};
         let state = &self.plan.state;
         let write = Write::HoldCheckpoint;
@@ -219,6 +221,10 @@ impl Owner<'_> {
         self.await_build(collection).await?;
         let uuid = self.plan.catalog.get(collection).entry.uuid;
         self.forget_ranges(collection);
+        // What waited for its ranges may have joined the batch meanwhile.
+        self.gather.forget(collection);
+        self.plan.sizes.remove(&collection);
+        self.again.remove(&collection);
         self.plan.catalog.remove(&uuid);
         self.plan.state.remove_collection(uuid).await?;
         self.drop_passed_ranges().await
@@ -361,8 +367,9 @@ fn modify_index(index: &mut Index, change: &Document) -> Option<Document> {
             "hidden" => {
                 now.insert(option, value.clone());
             }
-            // Nothing expires on the target; but whether it is a TTL index shows.
-            "expireAfterSeconds" if !index.spec.contains_key(option) => {
+            // Nothing expires on the target; but whether it is a TTL index shows. It may be noted
+            // already, and not be done.
+            "expireAfterSeconds" => {
                 now.insert(option, TTL_DISARMED);
             }
             "prepareUnique" if !is_on => {

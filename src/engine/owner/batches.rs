@@ -55,6 +55,8 @@ impl Owner<'_> {
             } else {
                 tracing::debug!(mirror = %self.config.name, event = event.operation_name, "event without effect");
             }
+            // A command that an earlier process had begun would have come first.
+            self.plan.in_command = false;
             count += 1;
             self.progress.totals.events_read += 1;
             last = Some((event.time, event.token));
@@ -77,6 +79,7 @@ impl Owner<'_> {
             // Nothing more is to come of a transaction that was open: all of it was committed
             // before the server was asked, and it had nothing to show.
             self.open = None;
+            self.plan.in_command = false;
         }
         if self.open.is_none() {
             self.position = Position {
@@ -88,7 +91,7 @@ impl Owner<'_> {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.gather.len() >= BATCH_DOCUMENTS || self.gather.bytes() >= self.share(EIGHTHS.1)
+        self.gather.documents() >= BATCH_DOCUMENTS || self.gather.bytes() >= self.share(EIGHTHS.1)
     }
 
     /// A transaction of the source that outgrows the memory that a batch may take.
@@ -148,15 +151,16 @@ impl Owner<'_> {
     pub(super) fn home(&self, collection: CollectionIndex) -> Home {
         let way = self.plan.catalog.get(collection).entry.way();
         let survives = self.plan.abilities.survives_duplicate_names();
-        let form = if self.ahead.is_any() && way != Way::InOrder {
-            Form::ReadAgain
-        } else if !self.plan.abilities.internal_delta {
-            Form::Documents
-        } else if way == Way::InOrder {
+        let exact = self.plan.abilities.internal_delta;
+        let form = if way == Way::InOrder {
             Form::Deltas
-        } else if self.plan.careful || self.in_pieces && !survives {
-            // In the middle of a transaction, what was read again is as after its end: no delta
+        } else if self.ahead.is_any() || self.plan.careful {
+            Form::ReadAgain
+        } else if self.in_pieces && !(exact && survives) {
+            // In the middle of a transaction, what was read again is as after its end: no change
             // may follow.
+            Form::ReadAgain
+        } else if !exact {
             Form::Documents
         } else if survives {
             Form::Deltas
@@ -171,7 +175,7 @@ impl Owner<'_> {
     }
 
     /// Gives the batch to the writer if that is free and the batch ends between transactions.
-    pub(super) async fn hand_over_if_possible(&mut self) {
+    pub(super) fn hand_over_if_possible(&mut self) {
         let at_barrier = self.paused == Some(Pause::Barrier);
         if self.in_flight.is_some() {
             return;
@@ -180,13 +184,13 @@ impl Owner<'_> {
         let ends_here = self.open.is_none() || at_barrier;
         if !ends_here {
             if self.is_too_large() {
-                self.hand_over(Part::More).await;
+                self.hand_over(Part::More);
                 self.in_pieces = true;
             }
             return;
         }
         if std::mem::take(&mut self.in_pieces) {
-            self.hand_over(Part::Last).await;
+            self.hand_over(Part::Last);
             return;
         }
         let moved = self.position != self.committed;
@@ -199,7 +203,7 @@ impl Owner<'_> {
             }
             return;
         }
-        self.hand_over(Part::Whole).await;
+        self.hand_over(Part::Whole);
     }
 
     /// Whether the copy of a collection only waits for the position to be durable.
@@ -212,7 +216,7 @@ impl Owner<'_> {
         })
     }
 
-    pub(super) async fn hand_over(&mut self, part: Part) {
+    pub(super) fn hand_over(&mut self, part: Part) {
         let mut batch = std::mem::take(&mut self.gather);
         if part == Part::More {
             // Their notes go with the position, which moves with the last piece.
@@ -258,7 +262,7 @@ impl Owner<'_> {
             in_command: self.plan.in_command || is_torn,
         };
         // The channel is empty while nothing is in flight; a closed one shows as a lost outcome.
-        let _ = self.writer.batches.send(prepared).await;
+        let _ = self.writer.batches.try_send(prepared);
     }
 
     /// A batch is committed.
@@ -302,7 +306,7 @@ impl Owner<'_> {
         match in_flight.part {
             Part::More => return Ok(()),
             Part::Last => self.plan.careful = false,
-            Part::Whole => {}
+            Part::Whole => self.plan.careful &= !self.monitor.is_caught_up(),
         }
         self.checkpointed = Instant::now();
         self.reached(in_flight.position, true, in_flight.is_torn);

@@ -11,7 +11,7 @@ use crate::engine::catalog::target_options;
 use crate::engine::copy::lane::{Job, Lane, Report as LaneReport};
 use crate::engine::copy::natural::Unfenced;
 use crate::engine::copy::ranges::{Window, released};
-use crate::engine::error::Result;
+use crate::engine::error::{Error, Result};
 use crate::engine::position::{ClusterTime, Span};
 use crate::engine::state::{RangeState, StateStore, encode_figures};
 use crate::engine::writes::Write;
@@ -23,6 +23,9 @@ impl Owner<'_> {
 
     /// Sends idle lanes to the next pending ranges.
     pub(super) fn start_lanes(&mut self) {
+        if self.plan.in_command || self.in_pieces {
+            return;
+        }
         while !self.lane_sessions.is_empty() {
             // Collections that are dropped or cancelled are no longer in the map.
             let next = self
@@ -113,6 +116,13 @@ impl Owner<'_> {
             LaneReport::Stopped { collection, number } => {
                 self.lane_stops.remove(&(collection, number));
             }
+            LaneReport::Refused(refused) => {
+                let first = refused.first().map(|first| first.reason.clone());
+                self.note_refused(refused, &[]);
+                if self.quarantine.room() == 0 {
+                    return Err(Error::QuarantineFull(first.unwrap_or_default()));
+                }
+            }
             LaneReport::Retrying(error) => {
                 self.progress.totals.retries += 1;
                 tracing::warn!(mirror = %self.config.name, %error, "copying a range again");
@@ -170,6 +180,9 @@ impl Owner<'_> {
 
     /// Builds the indexes of collections whose ranges are all durable.
     pub(super) fn finish_copied_collections(&mut self) {
+        if self.plan.in_command {
+            return;
+        }
         let pending: HashSet<CollectionIndex> = self
             .gather
             .ranges_done
@@ -182,6 +195,7 @@ impl Owner<'_> {
             .iter()
             .filter(|(collection, ranges)| {
                 ranges.is_done()
+                    && !self.plan.catalog.get(**collection).entry.copied
                     && !pending.contains(collection)
                     && !self.building.contains(collection)
             })
@@ -207,6 +221,10 @@ impl Owner<'_> {
 
     /// Forgets ranges that no event can fall before any more.
     pub(super) async fn drop_passed_ranges(&mut self) -> Result<()> {
+        // The transaction in pieces would conflict with what is noted in the checkpoint meanwhile.
+        if self.in_pieces {
+            return Ok(());
+        }
         let passed: Vec<CollectionIndex> = self
             .plan
             .ranges

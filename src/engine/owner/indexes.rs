@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::Owner;
 use crate::engine::apply::gather::CollectionIndex;
 use crate::engine::apply::indexes::{Tended, is_due, tend};
-use crate::engine::error::Result;
+use crate::engine::error::{Error, Result, Side};
 use crate::engine::progress::Phase;
 use crate::engine::state::Stage;
 
@@ -27,6 +27,9 @@ pub(super) struct Again {
 impl Owner<'_> {
     /// Starts work on the indexes of collections that have some left to do.
     pub(super) fn tend_indexes(&mut self) {
+        if self.plan.in_command {
+            return;
+        }
         let now = Instant::now();
         let enforce = self.progress.phase == Phase::Mirroring;
         let due: Vec<CollectionIndex> = self
@@ -63,9 +66,11 @@ impl Owner<'_> {
         &mut self,
         built: Result<Result<(CollectionIndex, Vec<Tended>)>, tokio::task::JoinError>,
     ) -> Result<()> {
-        let Ok(built) = built else {
-            return Ok(());
-        };
+        let built = built.map_err(|panic| Error::Reply {
+            side: Side::Target,
+            doing: "build indexes",
+            what: panic.to_string(),
+        })?;
         let (collection, tended) = built?;
         self.building.remove(&collection);
         self.note_tended(collection, tended);

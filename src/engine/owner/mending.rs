@@ -6,14 +6,15 @@
 
 use super::Owner;
 use crate::engine::apply::ddl;
-use crate::engine::catalog::{Listed, list, target_options};
-use crate::engine::definitions::{Kept, Mend, comparable, keep};
+use crate::engine::catalog::{Listed, list, list_indexes, target_options};
+use crate::engine::definitions::{Kept, Mend, is_as_wanted, keep};
 use crate::engine::error::{Result, Side};
 use crate::engine::state::{BUCKETS, Stage};
 use crate::engine::stream::event::Uuid;
 
 impl Owner<'_> {
-    pub(super) async fn mend(&mut self, mend: Mend) -> Result<()> {
+    /// Returns whether the target's server took it.
+    pub(super) async fn mend(&mut self, mend: Mend) -> Result<bool> {
         self.begin_command().await?;
         let outcome = match mend {
             Mend::Index(uuid, index) => self.reindex(uuid, &index).await,
@@ -21,17 +22,17 @@ impl Owner<'_> {
             Mend::View(name) => self.mend_view(&name).await,
             Mend::Drop(name) => self.drop_stranger(&name).await,
         };
-        if outcome.is_ok() {
-            self.plan.in_command = false;
-        }
-        match outcome {
+        let is_mended = match outcome {
             // The next verification tells it again.
             Err(error) if error.is_refused_definition() => {
                 tracing::warn!(mirror = %self.config.name, "a difference stays: {error}");
-                Ok(())
+                false
             }
-            outcome => outcome,
-        }
+            outcome => outcome.map(|()| true)?,
+        };
+        self.plan.in_command = false;
+        self.update_phase();
+        Ok(is_mended)
     }
 
     /// What is on the target under that name goes; it is built again as soon as it is looked at.
@@ -40,9 +41,18 @@ impl Owner<'_> {
             return Ok(());
         };
         self.await_build(collection).await?;
+        let name = self.plan.catalog.get(collection).entry.name.clone();
+        let wanted = list_indexes(&self.plan.source, &name, Side::Source).await?;
+        let is_wanted = wanted
+            .iter()
+            .any(|wanted| wanted.get_str("name").is_ok_and(|name| name == index));
         let entry = &mut self.plan.catalog.get_mut(collection).entry;
         if let Some(index) = entry.index(index) {
             index.stage = Stage::Missing;
+        }
+        if !is_wanted {
+            // If it is on its way, its event brings it back.
+            entry.indexes.retain(|there| there.name() != index);
         }
         let entry = entry.clone();
         self.plan.state.put_collection(&entry).await?;
@@ -67,8 +77,7 @@ impl Owner<'_> {
         let kept = match self.listed(&entry.name, Side::Target).await? {
             None => Kept::Anew,
             Some(there)
-                if comparable(&there.options) == comparable(&wanted.options)
-                    && there.kind == wanted.kind =>
+                if is_as_wanted(&wanted.options, &there.options) && there.kind == wanted.kind =>
             {
                 Kept::AsItIs
             }

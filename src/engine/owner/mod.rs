@@ -208,6 +208,7 @@ impl<'a> Owner<'a> {
         });
         progress.verification.last = plan.verified.take();
         progress.verification.running = None;
+        progress.position = Some(plan.position.time);
         let now = Instant::now();
         let quarantine = Quarantine::new(std::mem::take(&mut plan.quarantine), now);
         progress.quarantine = quarantine.list();
@@ -320,14 +321,17 @@ impl<'a> Owner<'a> {
                 self.drop_passed_ranges().await?;
             }
             self.verify_if_due();
-            let can_ask = !self.is_asked();
+            let can_ask = self.can_be_asked();
             let can_request = self.has_room_for_requests();
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 outcome = self.writer.outcomes.recv(), if self.in_flight.is_some() => {
                     self.written(outcome)?;
                 }
-                Some(report) = self.lane_reports.1.recv() => self.lane_reported(report)?,
+                // What a lane has written since the transaction in pieces began is not seen by it.
+                Some(report) = self.lane_reports.1.recv(), if !self.in_pieces => {
+                    self.lane_reported(report)?;
+                }
                 Some(joined) = self.lanes.join_next() => {
                     let session = joined.map_err(|panic| Error::Reply {
                         side: Side::Target,
@@ -344,6 +348,7 @@ impl<'a> Owner<'a> {
                 Some(_) = self.syncs.join_next() => {}
                 measured = self.monitor.next() => self.measured(measured),
                 _ = tick.tick() => {
+                    self.finish_copied_collections();
                     self.tend_indexes();
                     self.retry_quarantined();
                 }
@@ -356,7 +361,7 @@ impl<'a> Owner<'a> {
     async fn advance(&mut self) -> Result<()> {
         loop {
             self.process()?;
-            self.hand_over_if_possible().await;
+            self.hand_over_if_possible();
             let idle = self.in_flight.is_none() && self.gather.is_empty();
             match self.paused {
                 Some(Pause::Barrier) if idle => self.barrier().await?,
@@ -368,10 +373,14 @@ impl<'a> Owner<'a> {
                     self.paused = None;
                 }
                 None if idle && self.is_between_changes() => self.stand_still().await?,
-                Some(Pause::Full) if self.gather.is_empty() => self.paused = None,
+                // Ranges that are done stay in it until the last piece of a large transaction.
+                Some(Pause::Full) if !self.gather.has_documents() => self.paused = None,
                 Some(Pause::Waiting) if self.waiting_bytes < self.share(EIGHTHS.2) => {
                     self.paused = None;
                 }
+                // The target's transaction would not live as long as a range takes: what is being
+                // copied begins anew when it is over, and sees all of it then.
+                Some(Pause::Waiting) if self.in_pieces => self.stop_lanes(None).await?,
                 _ => return Ok(()),
             }
         }
@@ -387,7 +396,7 @@ impl<'a> Owner<'a> {
             && !self.in_pieces
             && (!self.gather.is_empty() || self.position != self.committed)
         {
-            self.hand_over(Part::Whole).await;
+            self.hand_over(Part::Whole);
             let outcome = self.writer.outcomes.recv().await;
             self.written(outcome)?;
         }

@@ -24,6 +24,9 @@ const MOST_LAG: Duration = Duration::from_secs(60);
 /// However much is found to be written by strangers, this is between two verifications.
 const CALM: Duration = Duration::from_secs(60);
 
+/// Times and durations are remembered in whole milliseconds.
+const ROUNDED: Duration = Duration::from_millis(2);
+
 /// Requests of users at work at a time; further ones wait.
 const MOST_SYNCS: usize = 4;
 
@@ -37,7 +40,9 @@ struct Situation {
     lag: Option<Duration>,
     asked: bool,
     suspicious: bool,
-    /// When the last one ended, and the copy before.
+    /// When the last one began.
+    begun: Option<SystemTime>,
+    /// When it ended, and the copy before.
     verified: Option<SystemTime>,
     copied: Option<SystemTime>,
     every: Option<Duration>,
@@ -63,7 +68,9 @@ fn due(situation: Situation, now: SystemTime) -> Option<Why> {
     let Some(verified) = situation.verified else {
         return Some(Why::Copied);
     };
-    if situation.copied.is_some_and(|copied| copied > verified) {
+    // What was copied meanwhile was not compared.
+    let begun = situation.begun.unwrap_or(verified);
+    if situation.copied.is_some_and(|copied| copied > begun) {
         return Some(Why::Copied);
     }
     let is_over = |pause| verified.checked_add(pause).is_some_and(|next| next <= now);
@@ -83,17 +90,14 @@ impl Owner<'_> {
             return;
         }
         let completed = self.plan.figures.completed_at;
+        let last = self.progress.verification.last.as_ref();
         let situation = Situation {
+            begun: last.and_then(|last| last.time.checked_sub(last.duration)?.checked_add(ROUNDED)),
             mirroring: self.progress.phase == Phase::Mirroring && self.is_copied(),
             lag: self.progress.lag,
             asked: !self.verify_waiting.is_empty(),
             suspicious: self.suspicious,
-            verified: self
-                .progress
-                .verification
-                .last
-                .as_ref()
-                .map(|last| last.time),
+            verified: last.map(|last| last.time),
             copied: completed.map(bson::DateTime::to_system_time),
             every: self.config.verify_every,
         };
@@ -226,6 +230,7 @@ mod tests {
             lag: Some(Duration::ZERO),
             asked: false,
             suspicious: false,
+            begun: Some(at(90)),
             verified: Some(at(100)),
             copied: Some(at(50)),
             every: None,
@@ -245,6 +250,11 @@ mod tests {
             ..calm()
         };
         assert_eq!(due(copied_again, at(1000)), Some(Why::Copied));
+        let copied_meanwhile = Situation {
+            copied: Some(at(95)),
+            ..calm()
+        };
+        assert_eq!(due(copied_meanwhile, at(1000)), Some(Why::Copied));
     }
 
     #[test]

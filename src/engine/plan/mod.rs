@@ -335,7 +335,12 @@ impl Planned {
         // The target was empty when it became ours: what an earlier plan announced and left there
         // goes, anything else is somebody's.
         for there in catalog::list(&self.target.db, Side::Target).await? {
-            if planned_before.contains(&there.name) || there.name == ddl::DROPPED {
+            let is_own = planned_before.contains(&there.name) || there.name == ddl::DROPPED;
+            // System collections come and go with what they belong to; but scripts.
+            if there.name.starts_with("system.") && there.name != "system.js" {
+                continue;
+            }
+            if is_own {
                 ddl::drop(&self.target, &there.name).await?;
             } else if !there.name.starts_with("system.") {
                 return Err(Error::TargetNotEmpty {
@@ -382,6 +387,7 @@ impl Planned {
             "position": encode_position(&self.position),
             "copy": encode_figures(&self.figures),
             "ahead": [],
+            "planned": [],
             "resync": false,
         };
         self.state

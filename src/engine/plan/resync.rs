@@ -11,7 +11,10 @@ use bson::{DateTime, doc};
 
 use super::{Planned, selects};
 use crate::engine::apply::ddl;
-use crate::engine::catalog::{self, Listed, TTL_DISARMED, list_indexes, target_options};
+use crate::engine::bson::definition::Definition;
+use crate::engine::catalog::{
+    self, Listed, is_disarmed, list_indexes, ordinary_index, target_options,
+};
 use crate::engine::config::MirrorConfig;
 use crate::engine::definitions::{Kept, keep};
 use crate::engine::error::{Result, Side};
@@ -143,22 +146,19 @@ impl Planned {
         Ok(unknown.map(|there| there.name).collect())
     }
 
-    /// Indexes that the source no longer has, those that enforce uniqueness, as keys may have moved
-    /// between documents of different ranges, and those that expire, as after the mirror's end. Those that are missing or different are built
-    /// when the data is there, like all.
+    /// Indexes that the source does not have, those that enforce uniqueness, as keys may have moved
+    /// between documents of different ranges, and those that expire, as after the mirror's end.
+    /// What is missing then is built when the data is there, like all.
     async fn drop_other_indexes(&self, wanted: &CatalogEntry) -> Result<()> {
         let name = &wanted.name;
         for there in list_indexes(&self.target.db, name, Side::Target).await? {
             let there = Index::missing(there);
+            let form = |spec| Definition::from(ordinary_index(spec, wanted.is_collated()));
             let is_wanted = wanted
                 .indexes
                 .iter()
-                .any(|index| index.name() == there.name());
-            let expires = there
-                .spec
-                .get("expireAfterSeconds")
-                .is_some_and(|after| *after != TTL_DISARMED.into());
-            if !is_wanted || there.is_enforcing() || expires {
+                .any(|index| form(&index.spec) == form(&there.spec));
+            if !is_wanted || there.is_enforcing() || !is_disarmed(&there.spec) {
                 ddl::drop_index(&self.target, name, there.name()).await?;
             }
         }

@@ -15,6 +15,9 @@ use crate::engine::state::{BUCKETS, CatalogEntry, RangeEntry, RangeState, Way};
 use crate::engine::stream::event::Uuid;
 use crate::engine::writes::Write;
 
+/// As often are collections listed twice before it is taken that they come and go all the time.
+const ROUNDS: u32 = 5;
+
 impl Planned {
     /// Takes a collection that was created on the target into the copy: its ranges, and its
     /// indexes once these are done. With `compare`, what the target holds of it is kept where it
@@ -59,20 +62,32 @@ impl Planned {
     }
 
     /// Collections and indexes as they were at one cluster time: listed before and after it, until
-    /// both lists agree.
+    /// both lists agree. Where collections come and go all the time, they are listed behind it in
+    /// the end: what has changed until then is met in the stream, and every command is idempotent
+    /// by state.
     pub(in crate::engine) async fn list_at_one_time(
         &self,
         config: &MirrorConfig,
     ) -> Result<(Vec<Listed>, Vec<Vec<Document>>, ClusterTime)> {
-        let mut before = catalog::list(&self.source, Side::Source).await?;
+        let list = async || -> Result<Vec<Listed>> {
+            let mut listed = catalog::list(&self.source, Side::Source).await?;
+            listed.retain(|listed| selects(config, &listed.name));
+            Ok(listed)
+        };
+        let mut before = list().await?;
+        let mut rounds = 0;
         loop {
             let t0 = operation_time(self.source.client(), Side::Source).await?;
             await_committed(&self.source_commands(), t0).await?;
+            rounds += 1;
+            let is_last = rounds == ROUNDS;
+            if is_last {
+                before = list().await?;
+            }
             let mut indexes = Vec::with_capacity(before.len());
             for listed in &before {
                 // Of system collections not even the indexes may be listed by everybody.
-                let wanted = selects(config, &listed.name)
-                    && listed.kind == "collection"
+                let wanted = listed.kind == "collection"
                     && !listed.is_shown_elsewhere()
                     && listed.unsupported(self.possible()).is_none();
                 let is_system = listed.name.starts_with("system.");
@@ -84,7 +99,10 @@ impl Planned {
                     },
                 );
             }
-            let after = catalog::list(&self.source, Side::Source).await?;
+            if is_last {
+                return Ok((before, indexes, t0));
+            }
+            let after = list().await?;
             if before == after {
                 return Ok((before, indexes, t0));
             }

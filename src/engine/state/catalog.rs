@@ -5,6 +5,7 @@ use bson::{Bson, Document, doc};
 
 use super::codec::Fields;
 use super::{CATALOG, StateStore};
+use crate::engine::bson::definition::Definition;
 use crate::engine::error::Result;
 use crate::engine::stream::event::Uuid;
 use crate::engine::writes::Write;
@@ -20,7 +21,7 @@ pub struct CatalogEntry {
     /// What it is called at the position.
     pub name: String,
     /// Its options on the source at the position, as listed there.
-    pub options: Document,
+    pub options: Definition,
     /// Whether data and indexes are there as of the position.
     pub copied: bool,
     /// Its indexes on the source at the position, without the one on `_id`.
@@ -33,7 +34,7 @@ pub struct CatalogEntry {
 #[derive(Clone, PartialEq, Debug)]
 pub struct Index {
     /// As specified on the source.
-    pub spec: Document,
+    pub spec: Definition,
     /// How far it is.
     pub stage: Stage,
     /// What the target's server last said against it.
@@ -66,11 +67,16 @@ pub enum Way {
 
 impl CatalogEntry {
     /// A collection of which nothing is on the target yet.
-    pub fn new(uuid: Uuid, name: &str, options: Document, indexes: Vec<Document>) -> Self {
+    pub fn new(
+        uuid: Uuid,
+        name: &str,
+        options: impl Into<Definition>,
+        indexes: Vec<Document>,
+    ) -> Self {
         Self {
             uuid,
             name: name.to_owned(),
-            options,
+            options: options.into(),
             copied: false,
             indexes: indexes.into_iter().map(Index::missing).collect(),
             left_out: None,
@@ -139,7 +145,7 @@ impl Index {
     /// An index that is not on the target.
     pub fn missing(spec: Document) -> Self {
         Self {
-            spec,
+            spec: spec.into(),
             stage: Stage::Missing,
             problem: None,
         }
@@ -253,7 +259,10 @@ fn parse(document: &Document) -> Result<CatalogEntry> {
     Ok(CatalogEntry {
         uuid,
         name: fields.text("name")?,
-        options: fields.required("options", Bson::as_document)?.clone(),
+        options: fields
+            .required("options", Bson::as_document)?
+            .clone()
+            .into(),
         copied: fields.required("copied", Bson::as_bool)?,
         indexes: fields.list("indexes", parse_index)?,
         left_out: fields.optional("leftOut", Bson::as_str)?.map(str::to_owned),
@@ -264,7 +273,7 @@ fn parse_index(index: &Bson) -> Option<Index> {
     let index = index.as_document()?;
     let problem = index.get("problem").and_then(Bson::as_str);
     Some(Index {
-        spec: index.get_document("spec").ok()?.clone(),
+        spec: index.get_document("spec").ok()?.clone().into(),
         stage: Stage::parse(index.get_str("stage").ok()?)?,
         problem: problem.map(str::to_owned),
     })

@@ -22,8 +22,10 @@ use crate::engine::stream::slim::{Steps, Unreadable, View};
 const AWAIT: Duration = Duration::from_millis(100);
 
 /// Longest wait for a reply. Behind a resume the server may scan a long stretch of the oplog
-/// first (0.12 s for 60 000 entries, `facts` mongodb 13), so this is generous.
-const REPLY_LIMIT: Duration = Duration::from_secs(120);
+/// first (0.12 s for 60 000 entries, `facts` mongodb 13), so this is generous; and it is doubled as
+/// long as a server answers other questions meanwhile, up to a day.
+const REPLY_LIMIT: (Duration, Duration) =
+    (Duration::from_secs(120), Duration::from_secs(24 * 3600));
 
 /// Events in one reply; the server's own bound is 16 MiB.
 const BATCH: u32 = 2000;
@@ -102,6 +104,7 @@ pub async fn read(
         bytes,
         reports,
         steps: Steps::new(BATCH),
+        limit: REPLY_LIMIT.0,
     };
     let mut pause = BACKOFF.0;
     let mut lost = None;
@@ -122,6 +125,10 @@ pub async fn read(
                 Ok(()) => continue,
                 Err(Unreadable) => Some(reader.too_large()),
             },
+            None if matches!(error, Error::Timeout { .. }) && reader.source_answers().await => {
+                reader.limit = (reader.limit * 2).min(REPLY_LIMIT.1);
+                None
+            }
             None if error.is_cut() && reader.source_answers().await => {
                 match reader.steps.closed() {
                     Ok(true) => continue,
@@ -156,11 +163,12 @@ pub async fn read(
 /// What the exchange met, other than an unknown flag.
 pub async fn probe_flags(source: &Database) -> Result<Flags> {
     let internal = Flags { internal: true };
-    match open(source, None, internal, View::Whole).await {
+    let limit = REPLY_LIMIT.0;
+    match open(source, None, internal, View::Whole, limit).await {
         Ok(_) => Ok(internal),
         Err(error) if error.code() == Some(code::UNKNOWN_FIELD) => {
             let plain = Flags { internal: false };
-            open(source, None, plain, View::Whole).await?;
+            open(source, None, plain, View::Whole, limit).await?;
             Ok(plain)
         }
         Err(error) => Err(error),
@@ -172,6 +180,7 @@ async fn open(
     from: Option<&StartPoint>,
     flags: Flags,
     view: View,
+    limit: Duration,
 ) -> Result<RawBatchCursor> {
     let mut stage = doc! {"showExpandedEvents": true};
     if flags.internal {
@@ -197,14 +206,7 @@ async fn open(
         .max_await_time(AWAIT)
         .batch_size(if view == View::Whole { BATCH } else { 1 })
         .batch();
-    limited("open the change stream", open).await
-}
-
-async fn limited<T>(
-    doing: &'static str,
-    exchange: impl Future<Output = mongodb::error::Result<T>>,
-) -> Result<T> {
-    within(Side::Source, doing, REPLY_LIMIT, exchange).await
+    within(Side::Source, "open the change stream", limit, open).await
 }
 
 struct Reader {
@@ -215,6 +217,7 @@ struct Reader {
     bytes: Arc<Semaphore>,
     reports: mpsc::Sender<Report>,
     steps: Steps,
+    limit: Duration,
 }
 
 /// Why reading ended without an error.
@@ -246,12 +249,13 @@ impl Reader {
     async fn read_on(&mut self, pause: &mut Duration, lost: &mut Option<&str>) -> Result<Read> {
         let view = self.steps.view();
         let start = Some(&self.position.start);
-        let mut cursor = open(&self.source, start, self.flags, view).await?;
+        let mut cursor = open(&self.source, start, self.flags, view, self.limit).await?;
         let mut committed = ClusterTime::ZERO;
         loop {
             let doing = "read the change stream";
             let next = async { cursor.next().await.transpose() };
-            let Some(batch) = limited(doing, next).await? else {
+            let next = within(Side::Source, doing, self.limit, next);
+            let Some(batch) = next.await? else {
                 // An invalidate closed the cursor; its token was the last one.
                 return Err(Error::Reply {
                     side: Side::Source,
@@ -260,6 +264,7 @@ impl Reader {
                 });
             };
             *pause = BACKOFF.0;
+            self.limit = REPLY_LIMIT.0;
             if lost.take().is_some() && self.reports.send(Report::Regained).await.is_err() {
                 return Ok(Read::Enough);
             }
