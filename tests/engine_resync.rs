@@ -11,7 +11,7 @@ use mongodb::{Client, Collection, Database};
 use mongomirror::engine::config::{MirrorConfig, OnHistoryLost};
 use mongomirror::engine::progress::{Phase, Progress};
 use mongomirror::runner::MirrorHandle;
-use testbed::{Direction, ReplicaSet};
+use testbed::ReplicaSet;
 
 /// A source whose oplog rolls over within seconds (`facts` mongodb 0).
 async fn forgetful() -> ReplicaSet {
@@ -203,28 +203,28 @@ async fn writes_to(collection: &Collection<Document>) -> i64 {
     ["insert", "update", "remove"].into_iter().map(count).sum()
 }
 
-/// The stream is read, but so slowly that the oplog overtakes it: the server says so with other
-/// codes than to somebody who comes back too late.
+/// The stream is open, but the target takes nothing any more, so that the oplog overtakes it: the
+/// server says so with another code than to somebody who comes back too late.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_live_mirror_that_the_oplog_has_overtaken_compares_both_sides() {
-    let source = ReplicaSet::builder()
-        .oplog_mb(10)
-        .arg("--syncdelay", "2")
-        .behind_proxies()
-        .start()
-        .await
-        .unwrap();
+    let source = forgetful().await;
     let target = ReplicaSet::builder().start().await.unwrap();
-    let client = source.node(0).client().await.unwrap();
+    let client = source.client().await.unwrap();
     prepare(&client, 1).await;
-    let mirror = MirrorHandle::start(config(&source.uri(), &target.uri(), "shop"));
-    mirroring(&mirror).await;
-    caught_up(&mirror, &client).await;
-    let proxy = source.node(0).proxy();
-    proxy.hold(Direction::ToServer);
+    let mut config = config(&source.uri(), &target.uri(), "shop");
+    config.limits.memory_bytes = 4 << 20;
+    let mirror = MirrorHandle::start(config);
+    wait_for(&mirror, "verified", |now| now.verification.last.is_some()).await;
+    target.node(0).pause().unwrap();
     change_everything(&client, 1).await;
+    // More than may wait in memory.
+    let filler = client.database("shop").collection::<Document>("filler");
+    for _ in 0..10 {
+        let some = (0..40).map(|_| doc! {"text": "x".repeat(50_000)});
+        filler.insert_many(some).await.unwrap();
+    }
     roll_over(&client).await;
-    proxy.heal();
+    target.node(0).resume().unwrap();
     let resynced = |progress: &Progress| progress.totals.resyncs == 1;
     wait_for(&mirror, "it compares both sides", resynced).await;
     mirroring(&mirror).await;

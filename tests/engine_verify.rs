@@ -393,7 +393,7 @@ async fn definitions_are_compared_to_the_byte() {
         |first: &str, second: &str| doc! {first: {"$type": "int"}, second: {"$exists": true}};
     run(
         &source,
-        doc! {"create": "strict", "validator": rules("a", "b"), "validationAction": "warn"},
+        doc! {"create": "strict", "validator": rules("a", "b"), "validationLevel": "moderate", "validationAction": "warn"},
     )
     .await;
     run(
