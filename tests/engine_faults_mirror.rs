@@ -11,7 +11,6 @@ use common::process::{Manifest, checkpoint, is_copied, until};
 use common::workload::{Workload, fill};
 use common::{PATIENCE, assert_equal, caught_up, config, fresh_seed, mirroring, wait_for};
 use mongodb::Client;
-use mongomirror::engine::command::COMMAND_LIMIT;
 use mongomirror::engine::progress::Phase;
 use mongomirror::runner::MirrorHandle;
 use testbed::{Process, ReplicaSet};
@@ -78,7 +77,9 @@ async fn a_mirror_that_is_taken_over_during_its_copy_lets_go_and_can_be_stopped(
 
 /// Where a process is frozen: while it copies, in the middle of a transaction of its stream, and
 /// before a command on collections; and for how long at least.
-const FROZEN: [(&str, Duration); 6] = [
+const FROZEN: [(&str, Duration); 8] = [
+    ("RemoveRanges:before:2", Duration::ZERO),
+    ("CommitNote:before:8", Duration::ZERO),
     ("InsertDocuments:after:3", Duration::ZERO),
     ("CommitCopy:before:3", LONGEST),
     ("WriteBatch:after:2", LONGEST),
@@ -87,8 +88,9 @@ const FROZEN: [(&str, Duration); 6] = [
     ("PutCollection:before:4", Duration::ZERO),
 ];
 
-/// Longer than anything that a mirror writes may take, and than a transaction may live.
-const LONGEST: Duration = COMMAND_LIMIT.saturating_add(Duration::from_secs(5));
+/// Longer than anything that a mirror waits for, the stream's replies among it, and than a
+/// transaction may live.
+const LONGEST: Duration = Duration::from_secs(125);
 
 /// Waits until what the source holds now is on the target.
 async fn arrived(client: &Client, database: &str, n: i32) {
@@ -156,9 +158,16 @@ async fn freeze(client: Client, uri: String, number: usize, point: &str, asleep:
     workload.stop().await;
     arrived(&client, &database, 3).await;
     assert_equal(&db, &client.database(&format!("{database}_backup"))).await;
-    assert!(!first.log().contains("panicked") && !second.log().contains("panicked"));
     older.kill().await.unwrap();
     newer.kill().await.unwrap();
+    // Nor has it noted anything that the next process would take for true.
+    let next = second.run(&[small]);
+    arrived(&client, &database, 4).await;
+    assert_equal(&db, &client.database(&format!("{database}_backup"))).await;
+    next.kill().await.unwrap();
+    for log in [first.log(), second.log()] {
+        assert!(!log.contains("panicked") && !log.contains("CheckpointDamaged"));
+    }
     eprintln!("frozen at {point}: fenced, and equal");
 }
 

@@ -275,7 +275,11 @@ async fn an_idle_source_shows_no_lag_and_an_advancing_position() {
 }
 
 /// What the mirror sends to the source, and what makes it do so.
-const COMMANDS: [(&str, Cause); 7] = [
+const COMMANDS: [(&str, Cause); 11] = [
+    ("find", Cause::Copy),
+    ("aggregate", Cause::Copy),
+    ("collStats", Cause::Copy),
+    ("listIndexes", Cause::Copy),
     ("getMore", Cause::Write),
     ("find", Cause::Repair),
     ("find", Cause::Verification),

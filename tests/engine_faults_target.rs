@@ -322,7 +322,10 @@ async fn documents_of_somebody_else_give_way() {
 }
 
 /// What the mirror sends to the target, and what makes it do so.
-const COMMANDS: [(&str, Cause); 17] = [
+const COMMANDS: [(&str, Cause); 20] = [
+    ("insert", Cause::Copy),
+    ("update", Cause::Copy),
+    ("commitTransaction", Cause::Copy),
     ("update", Cause::Write),
     ("insert", Cause::Write),
     ("delete", Cause::Write),

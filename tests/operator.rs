@@ -175,6 +175,94 @@ async fn an_applied_mirror_copies_follows_pauses_and_goes_on() {
     assert!(!cluster.log().contains("panicked"));
 }
 
+/// The value of the target's TTL index.
+async fn expires_after(target: &Database) -> Option<i32> {
+    use futures::TryStreamExt;
+    let list = doc! {"listIndexes": "sessions"};
+    let cursor = target.run_cursor_command(list).await.ok()?;
+    let indexes: Vec<Document> = cursor.try_collect().await.unwrap();
+    let after = |index: &Document| index.get_i32("expireAfterSeconds").ok();
+    indexes.iter().find_map(after)
+}
+
+/// Waits until something holds.
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let held = async {
+        while !holds().await {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(PATIENCE, held).await;
+    in_time.unwrap_or_else(|_| panic!("still not: {what}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_ask_for_documents_and_verifications_and_a_deleted_mirror_arms_its_target() {
+    const ASK: &str = "/api/v1/mirrors/default/shop";
+    let set = ReplicaSet::builder().start().await.unwrap();
+    let client = set.client().await.unwrap();
+    let (source, target) = (client.database("shop"), client.database("shop_backup"));
+    fill(&source, "orders", 0, 50).await;
+    let expires = doc! {"key": {"at": 1}, "name": "at", "expireAfterSeconds": 1_000_000};
+    let index = doc! {"createIndexes": "sessions", "indexes": [expires]};
+    source.run_command(index).await.unwrap();
+    let mut cluster = Cluster::start().await;
+    let manifest = secret("mongo", &set.uri()) + &mirror("shop", "mongo", "shop", "");
+    cluster.apply(&manifest).await;
+    cluster.wait("shop", ".status.phase", "Mirroring").await;
+    until("it is verified", async || {
+        let verified = cluster
+            .field("shop", ".status.verification.documents")
+            .await;
+        verified == "50"
+    })
+    .await;
+    assert_eq!(expires_after(&target).await, Some(i32::MAX));
+
+    let copies = target.collection::<Document>("orders");
+    for id in [7, 8] {
+        copies.delete_one(doc! {"_id": id}).await.unwrap();
+    }
+    let body = r#"{"collection": "orders", "filter": {"_id": {"$in": [6, 7]}}}"#;
+    let synced = cluster.post(&format!("{ASK}/sync"), body).await;
+    let counts = r#"{"matched":2,"written":1,"deleted":0,"unchanged":1,"refused":0}"#;
+    assert!(synced.ends_with(counts), "{synced}");
+    let verified = cluster.post(&format!("{ASK}/verify"), "").await;
+    assert!(
+        verified.contains(r#""differences":1"#) && verified.contains(r#""repaired":1"#),
+        "{verified}"
+    );
+    let refused = cluster.http(&format!("{ASK}/quarantine")).await;
+    assert!(refused.ends_with(r#"{"documents":[]}"#), "{refused}");
+    assert_equal(&source, &target).await;
+
+    // What is left of the oplog is told by an operator that has only known the mirror paused.
+    let off = r#"{"spec":{"enabled":false}}"#;
+    cluster
+        .kubectl(&["patch", "mgm", "shop", "--type=merge", "-p", off])
+        .await;
+    cluster.wait("shop", ".status.phase", "Paused").await;
+    cluster.kill_operator().await;
+    let measured = cluster
+        .field("shop", ".status.oplogHeadroom.measuredAt")
+        .await;
+    cluster.start_operator();
+    until("the oplog is measured", async || {
+        let now = cluster
+            .field("shop", ".status.oplogHeadroom.measuredAt")
+            .await;
+        !now.is_empty() && now != measured
+    })
+    .await;
+    cluster
+        .kubectl(&["delete", "mgm", "shop", "--timeout=30s"])
+        .await;
+    until("the target is armed", async || {
+        expires_after(&target).await == Some(1_000_000)
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_mirrors_go_on_while_the_api_server_is_away() {
     let set = ReplicaSet::builder().start().await.unwrap();

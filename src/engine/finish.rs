@@ -12,12 +12,14 @@ use bson::doc;
 
 use super::apply::ddl;
 use super::apply::indexes::{is_due, tend};
+use super::apply::writer::start_session;
 use super::catalog::armed_options;
 use super::command::Commands;
 use super::config::MirrorConfig;
 use super::connection::client::connect;
 use super::error::{Error, Result, Side};
 use super::state::{CatalogEntry, Checkpoint, Index, Stage, StateStore};
+use super::writes::Write;
 
 /// Longest time for all of it: whoever deletes a mirror waits for nothing, and a target that does
 /// not answer must not hold up what comes after.
@@ -46,13 +48,19 @@ pub async fn finish(config: &MirrorConfig) -> Result<()> {
 }
 
 async fn arm(config: &MirrorConfig, client: &mongodb::Client) -> Result<()> {
-    let state = StateStore::new(client, &config.target.database);
+    let mut state = StateStore::new(client, &config.target.database);
     let Some(checkpoint) = state.load().await?.filter(|found| is_ours(config, found)) else {
         return Ok(());
     };
     state.end_sessions(&checkpoint.sessions).await;
     // Said before it is done: whoever goes on must find out, also if this is cut off.
-    state.claim(doc! {"armed": true}, Some(&checkpoint)).await?;
+    let armed = doc! {"armed": true};
+    let epoch = state.claim(armed, Some(&checkpoint)).await?.epoch;
+    let notes = start_session(&state).await?;
+    let ids: Vec<_> = notes.id().get("id").into_iter().collect();
+    let set = doc! {"sessions": ids};
+    state.update(Write::NoteSessions, epoch, set).await?;
+    state.taken_over(epoch, notes);
     let target = Commands {
         side: Side::Target,
         db: client.database(&config.target.database),

@@ -1,7 +1,7 @@
 //! Every write that the mirror makes anywhere, by name, and the crash points that come with it.
 //!
 //! Whoever writes names the write, so there is one list of all of them. Tests let a process die
-//! before and after each (`tests/engine_crashes.rs`).
+//! before and after each (`tests/engine_crashes/`).
 
 /// Makes the enum, the list of all its values, and what each is called in messages from one table.
 macro_rules! writes {
@@ -35,6 +35,10 @@ writes! {
     NoteSessions => "write the checkpoint",
     /// The ranges, by a process that takes them over.
     ClaimRanges => "take the ranges over",
+    /// The checkpoint, in the transaction of a note: whether it is still ours.
+    FenceNote => "write the plan",
+    /// The commit of a note.
+    CommitNote => "write the plan",
     /// The catalog of a plan that is made anew.
     ClearCatalog => "clear the old plan",
     /// The ranges of a plan that is made anew.

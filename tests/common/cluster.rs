@@ -125,14 +125,26 @@ impl Cluster {
             .await
     }
 
-    /// The body of a path of the status API.
+    /// What the status API answers for a path.
     pub async fn http(&self, path: &str) -> String {
+        self.exchange("GET", path, "").await
+    }
+
+    /// What it answers to this.
+    pub async fn post(&self, path: &str, body: &str) -> String {
+        self.exchange("POST", path, body).await
+    }
+
+    async fn exchange(&self, method: &str, path: &str, body: &str) -> String {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port))
             .await
             .expect("the status API listens");
-        let request =
-            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        let length = body.len();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
         stream.write_all(request.as_bytes()).await.expect("request");
         let mut reply = String::new();
         stream.read_to_string(&mut reply).await.expect("reply");

@@ -438,7 +438,12 @@ fn from(write: Write) -> usize {
 fn is_of_a_batch(write: Write) -> bool {
     matches!(
         write,
-        Write::WriteBatch | Write::CommitBatch | Write::MovePosition | Write::Abort
+        Write::WriteBatch
+            | Write::CommitBatch
+            | Write::MovePosition
+            | Write::Abort
+            | Write::FenceNote
+            | Write::CommitNote
     )
 }
 

@@ -340,7 +340,9 @@ impl<'a> Owner<'a> {
                     })?;
                     self.lane_sessions.push(session);
                 }
-                Some(built) = self.builds.join_next() => self.built(built).await?,
+                Some(built) = self.builds.join_next(), if !self.in_pieces => {
+                    self.built(built).await?;
+                }
                 report = stream.recv(), if self.reply.is_none() => self.stream_reported(report)?,
                 Some(ask) = self.asks.1.recv(), if can_ask => self.asked(ask),
                 Some(request) = self.requests.recv(), if can_request => self.requested(request),

@@ -111,7 +111,7 @@ pub async fn prepare(
         side: Side::Target,
         db: target_client.database(target_name),
     };
-    let state = StateStore::new(&target_client, target_name);
+    let mut state = StateStore::new(&target_client, target_name);
     // These read what the mirror will read, so a missing privilege shows before anything is
     // written.
     catalog::list(&source, Side::Source).await?;
@@ -147,8 +147,10 @@ pub async fn prepare(
     for _ in 0..=config.limits.copy_lanes {
         sessions.push(start_session(&state).await?);
     }
+    let notes = start_session(&state).await?;
     let ids: Vec<Bson> = sessions
         .iter()
+        .chain([&notes])
         .filter_map(|session| session.id().get("id").cloned())
         .collect();
     state
@@ -158,6 +160,7 @@ pub async fn prepare(
             doc! {"sessions": ids},
         )
         .await?;
+    state.taken_over(checkpoint.epoch, notes);
     let verified = state.load_verification().await?;
     let quarantine = state.load_quarantine().await?;
     let mut planned = Planned {

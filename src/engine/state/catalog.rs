@@ -207,17 +207,12 @@ impl StateStore {
             "indexes": indexes,
             "leftOut": &entry.left_out,
         };
-        self.commands
-            .write(
-                Write::PutCollection,
-                doc! {
-                    "update": CATALOG,
-                    "updates": [{"q": {"_id": self.collection_id(entry.uuid)}, "u": update, "upsert": true}],
-                    "writeConcern": {"w": "majority"},
-                },
-            )
-            .await?;
-        Ok(())
+        let id = self.collection_id(entry.uuid);
+        let put = doc! {
+            "update": CATALOG,
+            "updates": [{"q": {"_id": id}, "u": update, "upsert": true}],
+        };
+        self.note(Write::PutCollection, put).await
     }
 
     /// Forgets a collection and its ranges.
@@ -227,17 +222,11 @@ impl StateStore {
     pub async fn remove_collection(&self, uuid: Uuid) -> Result<()> {
         self.remove_ranges(uuid).await?;
         self.release_collection(uuid).await?;
-        self.commands
-            .write(
-                Write::RemoveCollection,
-                doc! {
-                    "delete": CATALOG,
-                    "deletes": [{"q": {"_id": self.collection_id(uuid)}, "limit": 1}],
-                    "writeConcern": {"w": "majority"},
-                },
-            )
-            .await?;
-        Ok(())
+        let remove = doc! {
+            "delete": CATALOG,
+            "deletes": [{"q": {"_id": self.collection_id(uuid)}, "limit": 1}],
+        };
+        self.note(Write::RemoveCollection, remove).await
     }
 
     /// All collections.

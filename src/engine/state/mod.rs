@@ -7,18 +7,23 @@
 mod catalog;
 mod checkpoint;
 mod codec;
+mod fence;
 mod quarantine;
 mod ranges;
 mod sound;
 mod verifications;
 
+use std::sync::Arc;
+
 use bson::{Document, doc};
-use mongodb::Client;
+use mongodb::{Client, ClientSession};
 
 use super::command::{COMMAND_LIMIT, Commands, within};
 use super::error::{Result, Side};
 use super::stream::event::Uuid;
 use super::writes::Write;
+
+use fence::Fence;
 
 pub use catalog::{BUCKETS, CatalogEntry, Index, Stage, Way};
 pub use checkpoint::{
@@ -42,6 +47,8 @@ pub struct StateStore {
     client: Client,
     commands: Commands,
     target: String,
+    /// Once the mirror was taken over.
+    fence: Option<Arc<Fence>>,
 }
 
 impl StateStore {
@@ -54,7 +61,13 @@ impl StateStore {
                 db: client.database(DATABASE),
             },
             target: target.to_owned(),
+            fence: None,
         }
+    }
+
+    /// From now on notes are those of this epoch's process, in this session.
+    pub fn taken_over(&mut self, epoch: i64, session: ClientSession) {
+        self.fence = Some(Arc::new(Fence::new(epoch, session)));
     }
 
     /// Commands on the state database.
@@ -78,16 +91,11 @@ impl StateStore {
             (Write::Release, QUARANTINE),
         ];
         for (write, collection) in all {
-            self.commands
-                .write(
-                    write,
-                    doc! {
-                        "delete": collection,
-                        "deletes": [{"q": {"_id.t": &self.target}, "limit": 0}],
-                        "writeConcern": {"w": "majority"},
-                    },
-                )
-                .await?;
+            let all = doc! {
+                "delete": collection,
+                "deletes": [{"q": {"_id.t": &self.target}, "limit": 0}],
+            };
+            self.note(write, all).await?;
         }
         Ok(())
     }

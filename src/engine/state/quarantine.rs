@@ -56,13 +56,11 @@ impl StateStore {
     /// What the exchange met.
     pub async fn release_collection(&self, uuid: Uuid) -> Result<()> {
         let filter = doc! {"_id.t": &self.target, "_id.u": binary(uuid)};
-        let command = doc! {
+        let release = doc! {
             "delete": QUARANTINE,
             "deletes": [{"q": filter, "limit": 0}],
-            "writeConcern": {"w": "majority"},
         };
-        self.commands.write(Write::Release, command).await?;
-        Ok(())
+        self.note(Write::Release, release).await
     }
 
     /// All documents that the target refuses.

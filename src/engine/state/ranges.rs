@@ -66,17 +66,11 @@ impl StateStore {
     /// # Errors
     /// What the exchange met.
     pub async fn remove_ranges(&self, uuid: Uuid) -> Result<()> {
-        self.commands
-            .write(
-                Write::RemoveRanges,
-                doc! {
-                    "delete": RANGES,
-                    "deletes": [{"q": {"_id.t": &self.target, "_id.u": binary(uuid)}, "limit": 0}],
-                    "writeConcern": {"w": "majority"},
-                },
-            )
-            .await?;
-        Ok(())
+        let remove = doc! {
+            "delete": RANGES,
+            "deletes": [{"q": {"_id.t": &self.target, "_id.u": binary(uuid)}, "limit": 0}],
+        };
+        self.note(Write::RemoveRanges, remove).await
     }
 
     /// Forgets all ranges of this target.
@@ -84,17 +78,11 @@ impl StateStore {
     /// # Errors
     /// What the exchange met.
     pub async fn remove_all_ranges(&self) -> Result<()> {
-        self.commands
-            .write(
-                Write::ClearRanges,
-                doc! {
-                    "delete": RANGES,
-                    "deletes": [{"q": {"_id.t": &self.target}, "limit": 0}],
-                    "writeConcern": {"w": "majority"},
-                },
-            )
-            .await?;
-        Ok(())
+        let remove = doc! {
+            "delete": RANGES,
+            "deletes": [{"q": {"_id.t": &self.target}, "limit": 0}],
+        };
+        self.note(Write::ClearRanges, remove).await
     }
 
     /// Remembers new ranges.
@@ -122,12 +110,8 @@ impl StateStore {
                     document
                 })
                 .collect();
-            self.commands
-                .write(
-                    Write::InsertRanges,
-                    doc! {"insert": RANGES, "documents": documents, "writeConcern": {"w": "majority"}},
-                )
-                .await?;
+            let insert = doc! {"insert": RANGES, "documents": documents};
+            self.note(Write::InsertRanges, insert).await?;
         }
         Ok(())
     }
@@ -137,17 +121,15 @@ impl StateStore {
     /// # Errors
     /// What the exchange met.
     pub async fn claim_ranges(&self, epoch: i64) -> Result<()> {
-        self.commands
-            .write(
-                Write::ClaimRanges,
-                doc! {
-                    "update": RANGES,
-                    "updates": [{"q": {"_id.t": &self.target}, "u": {"$set": {"epoch": epoch}}, "multi": true}],
-                    "writeConcern": {"w": "majority"},
-                },
-            )
-            .await?;
-        Ok(())
+        let claim = doc! {
+            "update": RANGES,
+            "updates": [{
+                "q": {"_id.t": &self.target},
+                "u": {"$set": {"epoch": epoch}},
+                "multi": true,
+            }],
+        };
+        self.note(Write::ClaimRanges, claim).await
     }
 
     /// Notes that a range is about to be copied.
