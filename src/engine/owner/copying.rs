@@ -183,11 +183,11 @@ impl Owner<'_> {
         if self.plan.in_command {
             return;
         }
-        let pending: HashSet<CollectionIndex> = self
-            .gather
-            .ranges_done
-            .iter()
+        let gathered = self.gather.ranges_done.iter();
+        let on_its_way = self.in_flight.iter().flat_map(|it| &it.collections);
+        let pending: HashSet<CollectionIndex> = gathered
             .map(|range| range.collection)
+            .chain(on_its_way.copied())
             .collect();
         let copied: Vec<CollectionIndex> = self
             .plan
