@@ -5,6 +5,7 @@ mod common;
 use std::time::Duration;
 
 use bson::{Document, doc};
+use common::gate::start_held;
 use common::{assert_equal, caught_up, config, fill, mirroring, order, wait_for};
 use mongomirror::engine::progress::{Phase, Progress};
 use mongomirror::runner::MirrorHandle;
@@ -252,4 +253,41 @@ async fn a_transaction_with_a_command_in_it_is_not_consistent_before_its_end() {
     caught_up(&mirror, &client).await;
     assert_equal(&client.database("shop"), &copy).await;
     mirror.stop().await;
+}
+
+/// The memory holds a tenth of each transaction, whose documents lie in ranges of every state.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_transactions_during_the_copy_arrive_and_hold_nothing_up() {
+    let set = ReplicaSet::builder().cache_gb(1.0).start().await.unwrap();
+    let client = set.client().await.unwrap();
+    let (source, target) = (client.database("shop"), client.database("shop_backup"));
+    fill(&source, "orders", 0, 6000).await;
+    let mut config = config(&set.uri(), &set.uri(), "shop");
+    config.limits.memory_bytes = 1 << 20;
+    // Six hundred ranges.
+    config.limits.range_bytes = 10_000;
+    config.limits.copy_lanes = 2;
+    let (mirror, gate) = start_held(&config, &client).await;
+    let orders = source.collection::<Document>("orders");
+    let (writing, by) = (orders.clone(), client.clone());
+    let writer = tokio::spawn(async move {
+        for round in 0..8 {
+            let mut session = by.start_session().await.unwrap();
+            session.start_transaction().await.unwrap();
+            for n in 0..300 {
+                let id = (n * 20 + round * 7) % 6000;
+                let set = doc! {"$set": {"round": round, "text": "x".repeat(5000 + n as usize)}};
+                let update = writing.update_one(doc! {"_id": id}, set);
+                update.session(&mut session).await.unwrap();
+            }
+            session.commit_transaction().await.unwrap();
+        }
+    });
+    gate.open().await;
+    writer.await.unwrap();
+    mirroring(&mirror).await;
+    caught_up(&mirror, &client).await;
+    assert_equal(&source, &target).await;
+    let last = mirror.stop().await;
+    assert_eq!(last.totals.repaired, 0, "{last:?}");
 }

@@ -50,8 +50,9 @@ pub type Error = Box<dyn std::error::Error + Send + Sync>;
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// What it plays as an ordinary test, before a fresh seed: every kind of collection, killed mirrors
-/// and servers, events that are too large, strangers, lost history.
-const SHORT: [(u64, Version); 6] = [
+/// and servers, events that are too large, strangers, lost history, little memory.
+const SHORT: [(u64, Version); 7] = [
+    (500_000, Version::V6_0_27),
     (34, Version::V6_0_27),
     (33, Version::V6_0_27),
     (2, Version::V6_0_27),
