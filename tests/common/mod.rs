@@ -136,6 +136,17 @@ pub async fn definitions(db: &Database) -> BTreeMap<String, String> {
             .get_document("options")
             .cloned()
             .unwrap_or_default();
+        // What is so anyway: a collMod that changes nothing makes the source list it, and is told in
+        // an event that says nothing.
+        for (name, default) in [
+            ("validator", Bson::Document(doc! {})),
+            ("validationLevel", "strict".into()),
+            ("validationAction", "error".into()),
+        ] {
+            if options.get(name) == Some(&default) {
+                options.remove(name);
+            }
+        }
         // Documented differences while mirroring: nothing expires, nothing is evicted.
         options.remove("expireAfterSeconds");
         if options.get_bool("capped").unwrap_or(false) {
