@@ -1,5 +1,7 @@
 //! Commands on collections, as tables: what was there before, and what is done then.
 
+use std::time::Duration;
+
 use bson::{Document, doc};
 use futures::TryStreamExt;
 use mongodb::error::TRANSIENT_TRANSACTION_ERROR;
@@ -7,11 +9,14 @@ use mongodb::{Client, Database};
 use mongomirror::engine::config::MirrorConfig;
 use mongomirror::engine::selection::Selection;
 use mongomirror::runner::MirrorHandle;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use testbed::Version;
 
 use super::gate::start_held;
+use super::process::{Manifest, is_copied, until};
 use super::servers::shared;
-use super::{assert_equal_within, caught_up, config, mirroring};
+use super::{PATIENCE, assert_equal_within, caught_up, config, mirroring};
 
 /// One thing that is done at the source.
 #[derive(Clone, Debug)]
@@ -218,6 +223,105 @@ pub async fn during_the_copy(version: Version, name: &str, cases: &[Case]) {
     caught_up(&mirror, &source.client).await;
     source.assert_mirrored(&target).await;
     mirror.stop().await;
+    clean_up(&source, &target).await;
+}
+
+/// What a mirror writes where collections change.
+const WRITTEN: [&str; 15] = [
+    "BeginRange",
+    "BuildIndex",
+    "CommitBatch",
+    "CommitCopy",
+    "CommitNote",
+    "CreateCollection",
+    "DropCollection",
+    "DropIndex",
+    "HoldCheckpoint",
+    "InsertRanges",
+    "ModifyCollection",
+    "PutCollection",
+    "RemoveCollection",
+    "RemoveRanges",
+    "RenameCollection",
+];
+
+/// As often does a process die over one table.
+const DEATHS: usize = 10;
+
+/// All cases at once, met by processes that die before or after something that they write about
+/// them; which, and the how manieth time, is by chance.
+pub async fn cut_off(version: Version, name: &str, cases: &[Case], seed: u64) {
+    let (config, source, target) = source(version, name).await;
+    let uri = shared(version).await.uri();
+    let manifest = Manifest::new(&uri, &uri, &[]);
+    let selection = format!("  collections: {{exclude: [\"{OUTSIDE}*\"]}}\n");
+    manifest.hold(&[name], &selection);
+    for case in cases {
+        source.carry_out(case.name, &case.before).await;
+    }
+    let client = &source.client;
+    let mut process = manifest.run(&[]);
+    let copied = until(async || is_copied(client, name).await);
+    tokio::time::timeout(PATIENCE, copied)
+        .await
+        .expect("it is not copied");
+    process.kill().await.expect("it is killed");
+    for case in cases {
+        source.carry_out(case.name, &case.then).await;
+    }
+    let last = doc! {"_id": "last"};
+    let markers = source.db.collection::<Document>("markers");
+    markers.insert_one(&last).await.expect("a marker");
+    let mut random = StdRng::seed_from_u64(seed);
+    // Not every table meets all of them, and it ends at the first that is met.
+    let mut next = || {
+        let points = (0..5).map(|_| {
+            let written = WRITTEN[random.random_range(0..WRITTEN.len())];
+            let moment = ["before", "after"][random.random_range(0..2)];
+            format!("{written}:{moment}:{}", random.random_range(1..6))
+        });
+        points.collect::<Vec<_>>().join(",")
+    };
+    let mut deaths = 0;
+    process = manifest.run(&[("MONGOMIRROR_CRASH", &next())]);
+    let copies = target.collection::<Document>("markers");
+    let arrived = async {
+        while copies.find_one(last.clone()).await.ok().flatten().is_none()
+            || !is_copied(client, name).await
+        {
+            if process.ended().expect("it can be looked at").is_some() {
+                deaths += 1;
+                let points = if deaths < DEATHS {
+                    next()
+                } else {
+                    String::new()
+                };
+                process = manifest.run(&[("MONGOMIRROR_CRASH", &points)]);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(2 * PATIENCE, arrived).await;
+    assert!(
+        in_time.is_ok(),
+        "{name}, seed {seed}: it never arrives after {deaths} deaths; {}",
+        manifest.log()
+    );
+    let log = manifest.log();
+    let died = log.lines().filter(|line| line.starts_with("crash point "));
+    println!("{name}, seed {seed}: {:?}", died.collect::<Vec<_>>());
+    process.kill().await.expect("it is killed");
+    // What is left to do for indexes is done by one that lives.
+    let mirror = MirrorHandle::start(MirrorConfig {
+        name: format!("default/{}", name.replace('_', "-")),
+        ..config
+    });
+    mirroring(&mirror).await;
+    caught_up(&mirror, client).await;
+    source.assert_mirrored(&target).await;
+    mirror.stop().await;
+    assert!(deaths > 0, "{name}, seed {seed}: it never dies");
+    assert!(!log.contains("panicked"), "the mirror panicked");
     clean_up(&source, &target).await;
 }
 

@@ -12,9 +12,14 @@ mod views;
 
 use bson::{Document, doc};
 use common::ddl::Step::{Fill, Run};
-use common::ddl::{after_the_copy, after_the_copy_and_again, case, during_the_copy, names};
+use common::ddl::{
+    after_the_copy, after_the_copy_and_again, case, cut_off, during_the_copy, names,
+};
 use common::servers::shared;
-use common::{assert_equal, assert_equal_within, caught_up, config, mirroring, wait_for};
+use common::{
+    assert_equal, assert_equal_within, caught_up, config, fresh_seed, mirroring, wait_for,
+};
+use futures::StreamExt;
 use mongomirror::engine::selection::Selection;
 use mongomirror::runner::MirrorHandle;
 use steps::{caseless, create, index};
@@ -265,4 +270,32 @@ async fn the_result_of_an_aggregation_is_the_only_selected_collection(version: V
     caught_up(&mirror, &client).await;
     assert_equal(&source, &target).await;
     mirror.stop().await;
+}
+
+/// Every table, by processes that die in the middle of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_of_every_kind_are_cut_off_anywhere() {
+    let seed = fresh_seed();
+    println!("seed {seed}");
+    let tables = [
+        ("cut_make", collections::made_and_dropped()),
+        ("cut_rename", collections::renamed()),
+        ("cut_index", indexes::made_and_dropped()),
+        ("cut_modify", changes::changed()),
+        ("cut_view", views::views()),
+        ("cut_aggregate", views::results_of_aggregations()),
+        ("cut_across", databases::renamed_across()),
+        ("cut_transact", databases::in_transactions()),
+        ("cut_dropped", databases::dropped()),
+        ("cut_kinds", kinds::special()),
+        ("cut_edge", kinds::over_the_edge()),
+    ];
+    let all = tables.iter().zip(seed..).map(|((name, cases), seed)| {
+        let version = Version::ALL[usize::try_from(seed % 2).unwrap()];
+        cut_off(version, name, cases, seed)
+    });
+    futures::stream::iter(all)
+        .buffer_unordered(4)
+        .collect::<Vec<()>>()
+        .await;
 }
