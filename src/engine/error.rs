@@ -41,6 +41,8 @@ pub mod code {
     pub const INDEX_NOT_FOUND: i32 = 27;
     /// PathNotViable: a field within something that is no document.
     pub const PATH_NOT_VIABLE: i32 = 28;
+    /// ImmutableField.
+    pub const IMMUTABLE_FIELD: i32 = 66;
     /// NamespaceExists.
     pub const NAMESPACE_EXISTS: i32 = 48;
     /// InvalidNamespace.

@@ -55,11 +55,13 @@ pub async fn run(
             Ok(()) => break,
             Err(error) => error,
         };
-        // From now until it is connected again.
-        before.watch.get_or_insert_with(|| {
-            let position = publish.borrow().position;
-            headroom::watch_over(config.clone(), position, publish.clone())
-        });
+        // From now until it is connected again; another process's position is not ours.
+        if !matches!(error, Error::Fenced { .. }) {
+            before.watch.get_or_insert_with(|| {
+                let position = publish.borrow().position;
+                headroom::watch_over(config.clone(), position, publish.clone())
+            });
+        }
         if started.elapsed() > HEALTHY {
             pause = BACKOFF.0;
         }

@@ -2,7 +2,7 @@
 
 use mongodb::ClientSession;
 
-use super::commands::put;
+use super::commands::put_all;
 use super::gather::{CollectionIndex, Entity};
 use super::writer::{Failure, Part, Prepared, Writer};
 use crate::engine::bson::order::Value;
@@ -54,7 +54,8 @@ impl Writer {
             for (id, document) in found.chain(others) {
                 let Some(id) = id else { continue };
                 let target = (&self.target, self.abilities);
-                let outcome = try_by_itself(target, &named.name, (&id, &document), &mut session);
+                let document = [(&id, document.as_slice())];
+                let outcome = try_to_put(target, &named.name, &document, &mut session);
                 if let Some(reason) = outcome.await? {
                     refused.push(Refused {
                         key: (named.uuid, id),
@@ -118,21 +119,22 @@ impl Writer {
     }
 }
 
-/// Tries to put a document in a transaction that is given up; why the target refuses it, if so.
+/// Tries to put documents in a transaction that is given up; why the target refuses one of them,
+/// if so.
 ///
 /// # Errors
 /// What the exchange met, other than a refusal.
-pub async fn try_by_itself(
+pub async fn try_to_put(
     (target, abilities): (&Commands, TargetAbilities),
     name: &str,
-    (id, document): (&Value, &[u8]),
+    documents: &[(&Value, &[u8])],
     session: &mut ClientSession,
 ) -> Result<Option<String>> {
     let mut tries = Tries::default();
     loop {
         begin(session).await?;
         let mut outcome = Ok(());
-        for command in put(name, id, document, abilities) {
+        for command in put_all(name, documents.iter().copied(), abilities) {
             let tried = target.write_in(Write::TryDocument, command.body, session);
             if let Err(error) = tried.await {
                 outcome = Err(error);
@@ -142,6 +144,8 @@ pub async fn try_by_itself(
         abort(session).await;
         match outcome {
             Ok(()) => return Ok(None),
+            // What is there has an `_id` that is equal to it and not the same.
+            Err(error) if error.code() == Some(code::IMMUTABLE_FIELD) => return Ok(None),
             Err(error) if error.is_refused_document() => return Ok(Some(error.to_string())),
             // A unique key that another document of the batch gives up, or a document on the
             // target that holds one name twice: the ladder has answers to both.

@@ -29,7 +29,7 @@ impl Value {
     pub fn is_plain(&self) -> bool {
         match self.kind {
             kind::OBJECT_ID | kind::INT32 | kind::INT64 | kind::DATE => true,
-            kind::STRING => str::from_utf8(&self.bytes).is_ok(),
+            kind::STRING => str::from_utf8(text(&self.bytes)).is_ok(),
             // Subtype 4 with 16 bytes: a UUID.
             kind::BINARY => self.bytes.len() == 21 && self.bytes[4] == 4,
             _ => false,

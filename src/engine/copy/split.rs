@@ -163,12 +163,11 @@ fn ascending(ids: Vec<Value>) -> Vec<Value> {
     kept
 }
 
-/// Every n-th sampled id, strictly ascending.
+/// Sampled ids that cut the sample into so many equal parts, strictly ascending.
 fn choose(sorted: &[Value], ranges: usize) -> Vec<Value> {
-    let step = (sorted.len() / ranges).max(1);
-    let mut bounds: Vec<Value> = sorted.iter().skip(step).step_by(step).cloned().collect();
+    let nth = |n: usize| sorted.get(n * sorted.len() / ranges).cloned();
+    let mut bounds: Vec<Value> = (1..ranges).filter_map(nth).collect();
     bounds.dedup_by(|a, b| compare_with_plain(a.kind, &a.bytes, b).is_eq());
-    bounds.truncate(ranges.saturating_sub(1));
     bounds
 }
 
@@ -188,6 +187,24 @@ mod tests {
     fn bounds_are_spread_over_the_sample() {
         let samples: Vec<Value> = (0..40).map(int).collect();
         assert_eq!(choose(&samples, 4), [int(10), int(20), int(30)]);
+        // Seven ids for each of five ranges would leave 12 for the last one.
+        assert_eq!(choose(&samples, 5).last(), Some(&int(32)));
+    }
+
+    #[test]
+    fn long_strings_are_bounds() {
+        let text = |length: i32| {
+            let mut bytes = (length + 1).to_le_bytes().to_vec();
+            bytes.resize(usize::try_from(length).unwrap() + 5, b'x');
+            *bytes.last_mut().unwrap() = 0;
+            Value {
+                kind: kind::STRING,
+                bytes,
+            }
+        };
+        for length in [0, 100, 127, 200, 254, 300, 500] {
+            assert!(text(length).is_plain(), "{length}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use mongodb::raw_batch_cursor::RawBatch;
 
 use super::lane::{Job, Lane, Report, range_filter};
 use crate::engine::apply::commands::{Command, Place, after_insert, remove};
-use crate::engine::apply::refused::try_by_itself;
+use crate::engine::apply::refused::try_to_put;
 use crate::engine::bson::encode::Encoder;
 use crate::engine::bson::order::Value;
 use crate::engine::bson::scan::{find, kind, shape};
@@ -135,7 +135,8 @@ impl Lane {
         }
     }
 
-    /// Which of these documents the target refuses, each by itself.
+    /// Which of these documents the target refuses: halves of them are tried, and halves of those
+    /// halves in which there is one. None that is told if the lane is to stop.
     pub(super) async fn refused(
         &self,
         job: &Job,
@@ -143,20 +144,32 @@ impl Lane {
         at: ClusterTime,
         session: &mut ClientSession,
     ) -> Result<Vec<Refused>> {
+        let with_ids = documents.iter().filter_map(|document| {
+            let id = find(document, b"_id").map(Value::of)?;
+            Some((id, *document))
+        });
+        let with_ids: Vec<(Value, &[u8])> = with_ids.collect();
+        let all: Vec<(&Value, &[u8])> = with_ids.iter().map(|(id, it)| (id, *it)).collect();
+        let mut left = vec![all.as_slice()];
         let mut refused = Vec::new();
-        for document in documents {
-            let Some(id) = find(document, b"_id").map(Value::of) else {
+        while let Some(some) = left.pop() {
+            if self.stop.is_cancelled() {
+                return Ok(Vec::new());
+            }
+            let target = (&self.target, self.abilities);
+            let Some(reason) = try_to_put(target, &job.name, some, session).await? else {
                 continue;
             };
-            let target = (&self.target, self.abilities);
-            let outcome = try_by_itself(target, &job.name, (&id, document), session);
-            if let Some(reason) = outcome.await? {
+            if let [(id, _)] = some {
                 refused.push(Refused {
-                    key: (job.uuid, id),
+                    key: (job.uuid, (*id).clone()),
                     at,
                     collection: job.name.clone(),
                     reason,
                 });
+            } else {
+                let (first, second) = some.split_at(some.len() / 2);
+                left.extend([second, first]);
             }
         }
         Ok(refused)

@@ -78,7 +78,7 @@ impl Owner<'_> {
     /// Whether something else can be asked for now. In the middle of a transaction a document could
     /// not be put as it is in the end: its changes follow.
     pub(super) fn can_be_asked(&self) -> bool {
-        !self.is_asked() && !self.in_pieces
+        !self.is_asked() && !self.is_in_pieces()
     }
 
     pub(super) fn asked(&mut self, ask: Ask) {

@@ -194,7 +194,11 @@ impl Owner<'_> {
             return;
         }
         let moved = self.position != self.committed;
-        let due = self.checkpointed.elapsed() >= IDLE_CHECKPOINT || self.would_complete_copy();
+        // Before a command the position is durable, so that a process that dies within it finds the
+        // command right behind its position.
+        let due = at_barrier
+            || self.checkpointed.elapsed() >= IDLE_CHECKPOINT
+            || self.would_complete_copy();
         if self.gather.is_empty() && !(moved && due) {
             if moved {
                 // An idle source needs no write to be mirrored up to its token.

@@ -13,6 +13,7 @@ use crate::engine::copy::natural::Unfenced;
 use crate::engine::copy::ranges::{Window, released};
 use crate::engine::error::{Error, Result};
 use crate::engine::position::{ClusterTime, Span};
+use crate::engine::quarantine::Refused;
 use crate::engine::state::{RangeState, StateStore, encode_figures};
 use crate::engine::writes::Write;
 
@@ -23,7 +24,7 @@ impl Owner<'_> {
 
     /// Sends idle lanes to the next pending ranges.
     pub(super) fn start_lanes(&mut self) {
-        if self.plan.in_command || self.in_pieces {
+        if self.plan.in_command || self.is_in_pieces() {
             return;
         }
         while !self.lane_sessions.is_empty() {
@@ -117,9 +118,12 @@ impl Owner<'_> {
                 self.lane_stops.remove(&(collection, number));
             }
             LaneReport::Refused(refused) => {
+                let is_new = |one: &&Refused| self.quarantine.refused_at(&one.key).is_none();
+                let new = refused.iter().filter(is_new).count();
                 let first = refused.first().map(|first| first.reason.clone());
+                let room = self.quarantine.room();
                 self.note_refused(refused, &[]);
-                if self.quarantine.room() == 0 {
+                if new > room {
                     return Err(Error::QuarantineFull(first.unwrap_or_default()));
                 }
             }
@@ -221,8 +225,8 @@ impl Owner<'_> {
 
     /// Forgets ranges that no event can fall before any more.
     pub(super) async fn drop_passed_ranges(&mut self) -> Result<()> {
-        // The transaction in pieces would conflict with what is noted in the checkpoint meanwhile.
-        if self.in_pieces {
+        // What is on its way would conflict with what is noted in the checkpoint meanwhile.
+        if self.in_pieces || self.in_flight.is_some() {
             return Ok(());
         }
         let passed: Vec<CollectionIndex> = self

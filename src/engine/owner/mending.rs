@@ -16,15 +16,22 @@ impl Owner<'_> {
     /// Returns whether the target's server took it.
     pub(super) async fn mend(&mut self, mend: Mend) -> Result<bool> {
         self.begin_command().await?;
+        let collection = match &mend {
+            Mend::Collection(uuid) => self.plan.catalog.find(uuid),
+            _ => None,
+        };
         let outcome = match mend {
             Mend::Index(uuid, index) => self.reindex(uuid, &index).await,
             Mend::Collection(uuid) => self.mend_collection(uuid).await,
             Mend::View(name) => self.mend_view(&name).await,
             Mend::Drop(name) => self.drop_stranger(&name).await,
         };
+        // Of a collection that was dropped to be made anew nothing is left: that has to be tried
+        // again by a mirror that starts over.
+        let is_made_anew = collection.is_some_and(|it| !self.plan.catalog.get(it).entry.copied);
         let is_mended = match outcome {
             // The next verification tells it again.
-            Err(error) if error.is_refused_definition() => {
+            Err(error) if error.is_refused_definition() && !is_made_anew => {
                 tracing::warn!(mirror = %self.config.name, "a difference stays: {error}");
                 false
             }

@@ -274,6 +274,8 @@ impl<'a> Owner<'a> {
         ));
         let outcome = self.attend(stop, &mut stream).await;
         drop(stream);
+        // It may have been cut off in the middle of one, which would hold the checkpoint.
+        self.plan.state.give_up_note().await;
         // Leave nothing running that still writes: the next run must find a quiet target.
         let stopped = self.stop_lanes(None).await;
         self.builds.abort_all();
@@ -312,15 +314,16 @@ impl<'a> Owner<'a> {
         self.update_phase();
         loop {
             self.start_lanes();
+            if !self.plan.ranges.is_empty() {
+                self.drop_passed_ranges().await?;
+            }
             // A command of the stream can take long; what is cut off here is met again.
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 advanced = self.advance() => advanced?,
             }
-            if !self.plan.ranges.is_empty() {
-                self.drop_passed_ranges().await?;
-            }
             self.verify_if_due();
+            let in_pieces = self.is_in_pieces();
             let can_ask = self.can_be_asked();
             let can_request = self.has_room_for_requests();
             tokio::select! {
@@ -329,7 +332,7 @@ impl<'a> Owner<'a> {
                     self.written(outcome)?;
                 }
                 // What a lane has written since the transaction in pieces began is not seen by it.
-                Some(report) = self.lane_reports.1.recv(), if !self.in_pieces => {
+                Some(report) = self.lane_reports.1.recv(), if !in_pieces => {
                     self.lane_reported(report)?;
                 }
                 Some(joined) = self.lanes.join_next() => {
@@ -340,7 +343,7 @@ impl<'a> Owner<'a> {
                     })?;
                     self.lane_sessions.push(session);
                 }
-                Some(built) = self.builds.join_next(), if !self.in_pieces => {
+                Some(built) = self.builds.join_next(), if !in_pieces => {
                     self.built(built).await?;
                 }
                 report = stream.recv(), if self.reply.is_none() => self.stream_reported(report)?,
@@ -350,13 +353,22 @@ impl<'a> Owner<'a> {
                 Some(_) = self.syncs.join_next() => {}
                 measured = self.monitor.next() => self.measured(measured),
                 _ = tick.tick() => {
-                    self.finish_copied_collections();
-                    self.tend_indexes();
+                    if !in_pieces {
+                        self.finish_copied_collections();
+                        self.tend_indexes();
+                    }
                     self.retry_quarantined();
                 }
             }
             self.publish_if_due();
         }
+    }
+
+    /// A transaction of the target is open, or being committed, that began some pieces ago: it
+    /// does not see what others write since, and conflicts with it.
+    fn is_in_pieces(&self) -> bool {
+        let is_last = |in_flight: &InFlight| in_flight.part == Part::Last;
+        self.in_pieces || self.in_flight.as_ref().is_some_and(is_last)
     }
 
     /// Everything that can be done without waiting for a report.

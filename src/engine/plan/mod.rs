@@ -55,7 +55,7 @@ pub struct Planned {
     /// What the target accepts.
     pub abilities: TargetAbilities,
     /// Changed documents are read again up to the end of the next transaction that is written in
-    /// pieces: its changes could not be laid over what is there.
+    /// pieces, or until the mirror has caught up: its changes could not be laid over what is there.
     pub careful: bool,
     /// What the source shows.
     pub flags: Flags,

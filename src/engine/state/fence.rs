@@ -65,6 +65,13 @@ impl StateStore {
         }
     }
 
+    /// Ends a note that was cut off in its middle.
+    pub async fn give_up_note(&self) {
+        if let Some(fence) = self.fence.as_deref() {
+            abort(&mut *fence.session.lock().await).await;
+        }
+    }
+
     async fn note_in(
         &self,
         write: Write,
