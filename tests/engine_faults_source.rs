@@ -12,9 +12,9 @@ use common::{PATIENCE, assert_equal, caught_up, config, fresh_seed, mirroring, w
 use mongodb::Client;
 use mongodb::options::{Acknowledgment, WriteConcern};
 use mongomirror::engine::error::Side;
-use mongomirror::engine::progress::Progress;
+use mongomirror::engine::progress::{Phase, Progress};
 use mongomirror::runner::MirrorHandle;
-use testbed::{ReplicaSet, Version};
+use testbed::{Direction, ReplicaSet, Version};
 
 /// A mirror from one deployment to another, while somebody writes.
 struct Stage {
@@ -272,6 +272,55 @@ async fn an_idle_source_shows_no_lag_and_an_advancing_position() {
     let copy = target.client().await.unwrap();
     assert_equal(&shop, &copy.database("nothing_there_yet_backup")).await;
     mirror.stop().await;
+}
+
+/// Both networks, while two hundred ranges are copied.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_torn_network_during_the_copy_loses_nothing() {
+    let start = async || {
+        ReplicaSet::builder()
+            .behind_proxies()
+            .start()
+            .await
+            .unwrap()
+    };
+    let (source, target) = (start().await, start().await);
+    let beside = source.node(0).client().await.unwrap();
+    let seed = fresh_seed();
+    fill(&beside, "shop", seed, 1000).await;
+    common::fill(&beside.database("shop"), "large", 0, 2000).await;
+    let mut config = config(&source.uri(), &target.uri(), "shop");
+    config.limits.range_bytes = 10_000;
+    config.limits.copy_lanes = 2;
+    let workload = Workload::start(&beside, "shop", seed, 1, true);
+    let mirror = MirrorHandle::start(config);
+    wait_for(&mirror, "copying", |now| now.phase == Phase::Copying).await;
+    for round in 0..12 {
+        let proxies = [source.node(0).proxy(), target.node(0).proxy()];
+        let proxy = proxies[round % 2];
+        match round / 2 % 3 {
+            0 => proxy.close(),
+            1 => {
+                proxy.cut();
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                proxy.heal();
+            }
+            _ => {
+                let direction = [Direction::ToServer, Direction::ToClient][round / 6];
+                for connection in proxy.connections() {
+                    connection.truncate(direction, 700);
+                }
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    mirroring(&mirror).await;
+    workload.stop().await;
+    caught_up(&mirror, &beside).await;
+    let copy = target.node(0).client().await.unwrap();
+    assert_equal(&beside.database("shop"), &copy.database("shop_backup")).await;
+    let last = mirror.stop().await;
+    assert_eq!(last.totals.repaired, 0, "seed {seed}");
 }
 
 /// What the mirror sends to the source, and what makes it do so.

@@ -9,15 +9,17 @@ use common::raw::{
     run_in, set, update,
 };
 use common::servers::shared;
-use common::{assert_equal, caught_up, config, mirroring};
+use common::{assert_equal, caught_up, config, mirroring, wait_for};
 use futures::{AsyncReadExt, AsyncWriteExt};
 use mongodb::{Client, Database};
+use mongomirror::engine::request::Request;
 use mongomirror::runner::MirrorHandle;
 use testbed::Version;
 
 on_both_versions!(
     odd_documents_arrive_by_copy_insert_replace_update_and_transaction,
     odd_documents_arrive_when_they_are_read_again,
+    odd_documents_are_compared_and_put_right,
     odd_documents_are_repaired_byte_for_byte,
     documents_of_sixteen_mebibytes_arrive,
     documents_that_just_fill_a_batch_of_the_copy_arrive,
@@ -190,6 +192,49 @@ async fn odd_documents_arrive_by_copy_insert_replace_update_and_transaction(vers
 
 async fn odd_documents_arrive_when_they_are_read_again(version: Version) {
     every_way(version, false).await;
+}
+
+/// From one version to the other.
+async fn odd_documents_are_compared_and_put_right(version: Version) {
+    let other = match version {
+        Version::V6_0_5 => Version::V6_0_27,
+        Version::V6_0_27 => Version::V6_0_5,
+    };
+    let (from, to) = (shared(version).await, shared(other).await);
+    let client = from.client().await.unwrap();
+    let corpus = stored_by(&client).await;
+    let source = client.database("compared");
+    let target = to.client().await.unwrap().database("compared_backup");
+    for odd in &corpus {
+        store(&source, "odd", odd).await;
+    }
+    let mirror = MirrorHandle::start(config(&from.uri(), &to.uri(), "compared"));
+    let verified = async |what, differences: usize| {
+        let now = wait_for(&mirror, what, |now| {
+            let last = now.verification.last.as_ref();
+            last.is_some_and(|last| last.differences == differences as u64)
+        });
+        let last = now.await.verification.last.unwrap();
+        assert_eq!(last.repaired, last.differences, "{last:?}");
+    };
+    verified("nothing differs", 0).await;
+    let there = target.collection::<Document>("odd");
+    for (what, differences) in [
+        ("all is missing", corpus.len()),
+        ("nothing differs again", 0),
+    ] {
+        if differences > 0 {
+            there.delete_many(doc! {}).await.unwrap();
+        }
+        let (done, _) = tokio::sync::oneshot::channel();
+        let verify = Request::Verify { done };
+        mirror.requests().send(verify).await.unwrap();
+        verified(what, differences).await;
+        caught_up(&mirror, &client).await;
+        let documents = assert_same_bytes(&source, &target, "odd").await;
+        assert_eq!(documents, corpus.len());
+    }
+    mirror.stop().await;
 }
 
 async fn odd_documents_are_repaired_byte_for_byte(version: Version) {

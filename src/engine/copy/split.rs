@@ -165,8 +165,10 @@ fn ascending(ids: Vec<Value>) -> Vec<Value> {
 
 /// Sampled ids that cut the sample into so many equal parts, strictly ascending.
 fn choose(sorted: &[Value], ranges: usize) -> Vec<Value> {
-    let nth = |n: usize| sorted.get(n * sorted.len() / ranges).cloned();
-    let mut bounds: Vec<Value> = (1..ranges).filter_map(nth).collect();
+    let places = (1..ranges).map(|n| n * sorted.len() / ranges);
+    // Nothing that is known lies before the first.
+    let bounds = places.filter(|place| *place > 0);
+    let mut bounds: Vec<Value> = bounds.filter_map(|it| sorted.get(it).cloned()).collect();
     bounds.dedup_by(|a, b| compare_with_plain(a.kind, &a.bytes, b).is_eq());
     bounds
 }
