@@ -345,10 +345,12 @@ impl Error {
     pub fn is_refused_document(&self) -> bool {
         // BadValue, FailedToParse, TypeMismatch, Overflow, InvalidBSON, PathNotViable, names and
         // ids that cannot be, parallel arrays, too large; keys that an index cannot have follow.
-        const DEFINITE: [i32; 24] = [
+        const DEFINITE: [i32; 25] = [
             2, 9, 14, 15, 22, 28, 52, 53, 54, 55, 56, 57, 171, 10334, 17419, 16755,
             // Arrays in a hashed index, and what a 2d, 2dsphere or text index cannot hold.
             16766, 13026, 13027, 13068, 16804, 17261, 17262, 17263,
+            // NonConformantBSON: 6.0.27 looks into binary values of subtype 7, 6.0.5 does not.
+            378,
         ];
         match self {
             // These two have answers of their own.
