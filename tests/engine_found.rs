@@ -2,12 +2,12 @@
 
 mod common;
 
-use bson::{Document, doc};
+use bson::{Bson, Document, doc};
 use common::process::{Manifest, checkpoint, is_copied, until};
-use common::{PATIENCE, assert_equal, caught_up, config, fill, mirroring};
+use common::{PATIENCE, assert_equal, caught_up, config, fill, mirroring, wait_for};
 use mongodb::Client;
 use mongomirror::runner::MirrorHandle;
-use testbed::ReplicaSet;
+use testbed::{ReplicaSet, Version};
 
 /// Lets a server take long for these commands of mirrors; without any, for none.
 async fn slow(client: &Client, mode: Document, commands: &[&str], of: &str) {
@@ -165,4 +165,46 @@ async fn a_capped_collection_that_is_copied_again_gets_its_indexes_again() {
     // And not because a verification found out.
     let last = mirror.stop().await.verification.last;
     assert!(last.is_none_or(|last| last.differences == 0));
+}
+
+/// A server of 6.0.5 that reads its oplog after a crash sets the empty timestamps of replacements
+/// to the current time. Found by killing targets (seeds 730102, 730127, 730131 on 6.0.5).
+#[tokio::test(flavor = "multi_thread")]
+async fn empty_timestamps_survive_the_crash_of_a_target() {
+    let start = async || {
+        let set = ReplicaSet::builder().version(Version::V6_0_5);
+        set.start().await.unwrap()
+    };
+    let (source, target) = (start().await, start().await);
+    let client = source.client().await.unwrap();
+    let (db, zero) = (
+        client.database("shop"),
+        Bson::Timestamp(bson::Timestamp {
+            time: 0,
+            increment: 0,
+        }),
+    );
+    let stamps = db.collection::<Document>("stamps");
+    // A plain insert would set them on the source, too.
+    let stamp = async |from: i32| {
+        let documents = (from..from + 10).map(|n| doc! {"_id": n, "stamp": n});
+        stamps.insert_many(documents).await.unwrap();
+        let set = doc! {"$set": {"stamp": &zero}};
+        let all = doc! {"_id": {"$gte": from}};
+        stamps.update_many(all, set).await.unwrap();
+        let literal = doc! {"$replaceWith": {"$literal": {"_id": from, "stamp": &zero, "n": 1}}};
+        let one = doc! {"_id": from};
+        stamps.update_one(one, vec![literal]).await.unwrap();
+    };
+    stamp(0).await;
+    let mirror = MirrorHandle::start(config(&source.uri(), &target.uri(), "shop"));
+    wait_for(&mirror, "verified", |now| now.verification.last.is_some()).await;
+    stamp(100).await;
+    caught_up(&mirror, &client).await;
+    mirror.stop().await;
+    target.node(0).kill().await.unwrap();
+    target.node(0).restart().await.unwrap();
+    target.wait_until_settled().await.unwrap();
+    let copy = target.client().await.unwrap().database("shop_backup");
+    assert_equal(&db, &copy).await;
 }

@@ -88,9 +88,19 @@ fn form_of_insert(document: &[u8], abilities: TargetAbilities) -> Form {
     let shape = shape(document);
     match (shape.empty_timestamp, shape.duplicate_name) {
         (false, _) => Form::Classic,
-        (true, false) => Form::Literal,
-        (true, true) => Form::Restored,
+        (true, false) if !is_restorable(document) => Form::Literal,
+        (true, _) => Form::Restored,
     }
+}
+
+/// Whether `$set` reaches every empty timestamp at the top. A literal may be noted in the oplog as
+/// a replacement, and a server of that age sets its empty timestamps to the current time when it
+/// reads its oplog after a crash.
+fn is_restorable(document: &[u8]) -> bool {
+    Elements::new(document)
+        .map_while(Result::ok)
+        .filter(is_empty_timestamp)
+        .all(|element| harmless(element.name).is_some())
 }
 
 /// Whether the driver can represent an id that a reply repeats. An upsert's reply does; of what
@@ -519,7 +529,15 @@ mod tests {
         let updates = updates[0].get_array("updates").unwrap();
         let statement = |n: usize| updates[n].as_document().unwrap();
         assert_eq!(statement(0).get_document("u").unwrap(), &with_zero);
-        assert!(statement(1).get_array("u").is_ok());
+        assert_eq!(
+            statement(1).get_document("u").unwrap(),
+            &doc! {"$set": {"t": zero}}
+        );
+        let dotted = doc! {"_id": 1, "a.b": zero};
+        let updates = encoded(&[entity(1, replace(&dotted))]);
+        let updates = updates[0].get_array("updates").unwrap();
+        let restored = updates[1].as_document().unwrap();
+        assert!(restored.get_array("u").is_ok(), "no $set reaches it");
         let with_dollar = [entity(1, replace(&doc! {"_id": 1, "$a": 1}))];
         let names = |commands: &[Command]| -> Vec<String> {
             let first = commands.iter().map(|command| command.body.iter().next());
