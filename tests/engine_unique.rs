@@ -271,6 +271,8 @@ async fn a_strangers_document_is_told_and_does_not_stop_the_mirror() {
     let seats = Seats::fill(&client, 1).await.seats;
     let mirror = MirrorHandle::start(config(&set.uri(), &set.uri(), "shop"));
     mirroring(&mirror).await;
+    // The verification after the copy would find the stranger's document, too.
+    wait_for(&mirror, "verified", |now| now.verification.last.is_some()).await;
     assert_equal(&source, &target).await;
     let copies: Collection<Document> = target.collection("seats");
     copies
