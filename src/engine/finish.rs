@@ -60,7 +60,7 @@ async fn arm(config: &MirrorConfig, client: &mongodb::Client) -> Result<()> {
     let ids: Vec<_> = notes.id().get("id").into_iter().collect();
     let set = doc! {"sessions": ids};
     state.update(Write::NoteSessions, epoch, set).await?;
-    state.taken_over(epoch, notes);
+    state.take_over(epoch, notes).await?;
     let target = Commands {
         side: Side::Target,
         db: client.database(&config.target.database),

@@ -35,7 +35,9 @@ writes! {
     NoteSessions => "write the checkpoint",
     /// The ranges, by a process that takes them over.
     ClaimRanges => "take the ranges over",
-    /// The checkpoint, in the transaction of a note: whether it is still ours.
+    /// The document of the notes, by the process that took the mirror over.
+    TakeNotes => "take the mirror over",
+    /// The document of the notes, or the checkpoint where it is made: whether it is still ours.
     FenceNote => "write the plan",
     /// The commit of a note.
     CommitNote => "write the plan",

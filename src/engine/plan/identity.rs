@@ -21,16 +21,16 @@ pub enum Rival {
     None,
     /// Somebody did; nothing more is known.
     Unknown,
-    /// Somebody did, and this is what they last wrote.
-    Seen(i64, Option<DateTime>),
+    /// Somebody did; their epoch, when they last wrote, and how many notes there were.
+    Seen(i64, Option<DateTime>, i64),
 }
 
 impl Rival {
     /// Whoever was fenced takes the mirror back only from a process that no longer writes. A live
-    /// one moves its checkpoint at least every 20 s, so two looks half a minute apart tell; and no
+    /// one moves its checkpoint, or notes something, at least every 20 s, so two looks half a minute apart tell; and no
     /// clocks are compared.
-    pub(super) fn refuse_if_alive(&mut self, now: &Checkpoint) -> Result<()> {
-        let seen = Self::Seen(now.epoch, now.updated_at);
+    pub(super) fn refuse_if_alive(&mut self, now: &Checkpoint, notes: i64) -> Result<()> {
+        let seen = Self::Seen(now.epoch, now.updated_at, notes);
         if *self == Self::None || *self == seen {
             *self = Self::None;
             return Ok(());

@@ -136,7 +136,7 @@ pub async fn prepare(
             if !is_own && known.rival == Rival::None {
                 known.rival = Rival::Unknown;
             }
-            known.rival.refuse_if_alive(before)?;
+            known.rival.refuse_if_alive(before, state.noted().await?)?;
             // What a killed process left open holds the checkpoint; it would hold us up too.
             state.end_sessions(&before.sessions).await;
         }
@@ -160,7 +160,7 @@ pub async fn prepare(
             doc! {"sessions": ids},
         )
         .await?;
-    state.taken_over(checkpoint.epoch, notes);
+    state.take_over(checkpoint.epoch, notes).await?;
     let verified = state.load_verification().await?;
     let quarantine = state.load_quarantine().await?;
     let mut planned = Planned {

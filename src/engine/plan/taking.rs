@@ -47,14 +47,10 @@ impl Planned {
         for range in &mut ranges {
             range.compare = compare;
         }
-        if self.quarantine.iter().any(|one| one.uuid == entry.uuid) {
-            // What is copied anew is tried anew.
-            self.state.release_collection(entry.uuid).await?;
-            self.quarantine.retain(|one| one.uuid != entry.uuid);
-        }
-        self.state.remove_ranges(entry.uuid).await?;
-        self.state.insert_ranges(self.epoch, &ranges).await?;
-        self.state.put_collection(&entry).await?;
+        self.quarantine.retain(|one| one.uuid != entry.uuid);
+        self.state
+            .plan_collection(self.epoch, &entry, &ranges)
+            .await?;
         let index = self.catalog.insert(entry);
         self.sizes.insert(index, collection_size);
         self.ranges.insert(index, Ranges::new(ranges));

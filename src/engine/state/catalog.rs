@@ -4,7 +4,9 @@
 use bson::{Bson, Document, doc};
 
 use super::codec::Fields;
-use super::{CATALOG, StateStore};
+use super::fence::Noted;
+use super::ranges::RangeEntry;
+use super::{CATALOG, StateStore, delete};
 use crate::engine::bson::definition::Definition;
 use crate::engine::error::Result;
 use crate::engine::stream::event::Uuid;
@@ -189,6 +191,42 @@ impl StateStore {
     /// # Errors
     /// What the exchange met.
     pub async fn put_collection(&self, entry: &CatalogEntry) -> Result<()> {
+        self.note([self.put(entry)]).await
+    }
+
+    /// Remembers a collection that is about to be copied, and its ranges; what was known of it is
+    /// forgotten.
+    ///
+    /// # Errors
+    /// What the exchange met.
+    pub async fn plan_collection(
+        &self,
+        epoch: i64,
+        entry: &CatalogEntry,
+        ranges: &[RangeEntry],
+    ) -> Result<()> {
+        // What is copied anew is tried anew.
+        let mut notes = vec![self.release(entry.uuid), self.without_ranges(entry.uuid)];
+        notes.extend(self.inserted_ranges(epoch, ranges));
+        notes.push(self.put(entry));
+        self.note(notes).await
+    }
+
+    /// Forgets a collection, its ranges and what the target refused of it.
+    ///
+    /// # Errors
+    /// What the exchange met.
+    pub async fn remove_collection(&self, uuid: Uuid) -> Result<()> {
+        let remove = delete(CATALOG, &doc! {"_id": self.collection_id(uuid)});
+        self.note([
+            self.without_ranges(uuid),
+            self.release(uuid),
+            (Write::RemoveCollection, remove),
+        ])
+        .await
+    }
+
+    fn put(&self, entry: &CatalogEntry) -> Noted {
         let indexes: Vec<Document> = entry
             .indexes
             .iter()
@@ -212,21 +250,7 @@ impl StateStore {
             "update": CATALOG,
             "updates": [{"q": {"_id": id}, "u": update, "upsert": true}],
         };
-        self.note(Write::PutCollection, put).await
-    }
-
-    /// Forgets a collection and its ranges.
-    ///
-    /// # Errors
-    /// What the exchange met.
-    pub async fn remove_collection(&self, uuid: Uuid) -> Result<()> {
-        self.remove_ranges(uuid).await?;
-        self.release_collection(uuid).await?;
-        let remove = doc! {
-            "delete": CATALOG,
-            "deletes": [{"q": {"_id": self.collection_id(uuid)}, "limit": 1}],
-        };
-        self.note(Write::RemoveCollection, remove).await
+        (Write::PutCollection, put)
     }
 
     /// All collections.

@@ -1,15 +1,18 @@
 //! What is noted beside the checkpoint: only by the process that holds the mirror.
 //!
 //! A process that hangs and wakes up when another has taken over may still be about to note
-//! something. So each note is a transaction that touches the checkpoint with the process's epoch,
-//! as a batch is.
+//! something. So each note is a transaction that touches a document with the process's epoch, as a
+//! batch touches the checkpoint. It is one of its own: notes would conflict with every batch that
+//! is on its way.
 
-use bson::{DateTime, Document, RawDocumentBuf, doc};
+use std::sync::Arc;
+
+use bson::{Document, RawDocumentBuf, doc};
 use mongodb::ClientSession;
 use tokio::sync::Mutex;
 
 use super::codec::{fenced_unless, raw};
-use super::{CHECKPOINTS, StateStore};
+use super::{CHECKPOINTS, FENCES, StateStore};
 use crate::engine::command::number;
 use crate::engine::error::{Error, Result, Side};
 use crate::engine::transaction::{Tries, abort, begin, commit};
@@ -23,32 +26,91 @@ pub(super) struct Fence {
     session: Mutex<ClientSession>,
 }
 
-impl Fence {
-    pub(super) fn new(epoch: i64, session: ClientSession) -> Self {
-        Self {
-            epoch,
-            session: Mutex::new(session),
-        }
-    }
-}
+/// A write, and the command that carries it out.
+pub(super) type Noted = (Write, Document);
 
 impl StateStore {
-    /// Carries out a command on what is noted.
+    /// From now on notes are those of this epoch's process, in this session.
     ///
     /// # Errors
     /// [`Error::Fenced`] if another process took the mirror over; what the exchange met.
-    pub(super) async fn note(&self, write: Write, command: Document) -> Result<()> {
+    pub async fn take_over(&mut self, epoch: i64, session: ClientSession) -> Result<()> {
+        let fence = Fence {
+            epoch,
+            session: Mutex::new(session),
+        };
+        // The checkpoint is held meanwhile, so that of two processes the newer one is the last.
+        let held = self.hold(CHECKPOINTS, epoch)?;
+        let taken = doc! {
+            "update": FENCES,
+            "updates": [{
+                "q": {"_id": &self.target},
+                "u": {"$set": {"epoch": epoch}},
+                "upsert": true,
+            }],
+        };
+        let taken = [(Write::TakeNotes, raw(&taken)?)];
+        self.carry_out(&fence, &held, &taken).await?;
+        self.fence = Some(Arc::new(fence));
+        Ok(())
+    }
+
+    /// Carries out commands on what is noted: all of them or none.
+    ///
+    /// # Errors
+    /// [`Error::Fenced`] if another process took the mirror over; what the exchange met.
+    pub(super) async fn note(&self, notes: impl IntoIterator<Item = Noted>) -> Result<()> {
         let fence = self.fence.as_deref().ok_or_else(|| Error::Reply {
             side: Side::Target,
-            doing: write.doing(),
+            doing: Write::FenceNote.doing(),
             what: "the mirror was not taken over".into(),
         })?;
-        let command = raw(&command)?;
+        let notes = notes
+            .into_iter()
+            .map(|(write, command)| Ok((write, raw(&command)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let held = self.hold(FENCES, fence.epoch)?;
+        self.carry_out(fence, &held, &notes).await
+    }
+
+    /// Ends a note that was cut off in its middle.
+    pub async fn give_up_note(&self) {
+        if let Some(fence) = self.fence.as_deref() {
+            abort(&mut *fence.session.lock().await).await;
+        }
+    }
+
+    /// How many notes there were: a process that plans moves nothing else.
+    ///
+    /// # Errors
+    /// What the exchange met.
+    pub async fn noted(&self) -> Result<i64> {
+        let found = self.find_one(FENCES).await?;
+        Ok(found.map_or(0, |fence| number(&fence, "notes")))
+    }
+
+    /// The command that finds this target's document of a collection only if it is of this epoch.
+    fn hold(&self, collection: &str, epoch: i64) -> Result<RawDocumentBuf> {
+        raw(&doc! {
+            "update": collection,
+            "updates": [{
+                "q": {"_id": &self.target, "epoch": epoch},
+                "u": {"$inc": {"notes": 1_i64}},
+            }],
+        })
+    }
+
+    async fn carry_out(
+        &self,
+        fence: &Fence,
+        held: &RawDocumentBuf,
+        notes: &[(Write, RawDocumentBuf)],
+    ) -> Result<()> {
         let mut session = fence.session.lock().await;
         let mut tries = Tries::default();
         loop {
             begin(&mut session).await?;
-            let noted = self.note_in(write, &command, fence.epoch, &mut session);
+            let noted = self.note_in(fence.epoch, held, notes, &mut session);
             let outcome = match noted.await {
                 Ok(()) => commit(Write::CommitNote, &mut session).await,
                 Err(error) => {
@@ -65,31 +127,19 @@ impl StateStore {
         }
     }
 
-    /// Ends a note that was cut off in its middle.
-    pub async fn give_up_note(&self) {
-        if let Some(fence) = self.fence.as_deref() {
-            abort(&mut *fence.session.lock().await).await;
-        }
-    }
-
     async fn note_in(
         &self,
-        write: Write,
-        command: &RawDocumentBuf,
         epoch: i64,
+        held: &RawDocumentBuf,
+        notes: &[(Write, RawDocumentBuf)],
         session: &mut ClientSession,
     ) -> Result<()> {
-        let hold = raw(&doc! {
-            "update": CHECKPOINTS,
-            "updates": [{
-                "q": {"_id": &self.target, "epoch": epoch},
-                "u": {"$set": {"updatedAt": DateTime::now()}},
-            }],
-        })?;
         let commands = &self.commands;
-        let reply = commands.write_in(Write::FenceNote, hold, session).await?;
-        fenced_unless(number(&reply, "n") == 1, epoch)?;
-        commands.write_in(write, command.clone(), session).await?;
+        let held = commands.write_in(Write::FenceNote, held.clone(), session);
+        fenced_unless(number(&held.await?, "n") == 1, epoch)?;
+        for (write, command) in notes {
+            commands.write_in(*write, command.clone(), session).await?;
+        }
         Ok(())
     }
 }

@@ -16,7 +16,7 @@ mod verifications;
 use std::sync::Arc;
 
 use bson::{Document, doc};
-use mongodb::{Client, ClientSession};
+use mongodb::Client;
 
 use super::command::{COMMAND_LIMIT, Commands, within};
 use super::error::{Result, Side};
@@ -38,6 +38,7 @@ pub const DATABASE: &str = "mongomirror";
 
 const CHECKPOINTS: &str = "checkpoints";
 const CATALOG: &str = "catalog";
+const FENCES: &str = "fences";
 const RANGES: &str = "ranges";
 const QUARANTINE: &str = "quarantine";
 
@@ -65,11 +66,6 @@ impl StateStore {
         }
     }
 
-    /// From now on notes are those of this epoch's process, in this session.
-    pub fn taken_over(&mut self, epoch: i64, session: ClientSession) {
-        self.fence = Some(Arc::new(Fence::new(epoch, session)));
-    }
-
     /// Commands on the state database.
     pub fn commands(&self) -> &Commands {
         &self.commands
@@ -90,14 +86,9 @@ impl StateStore {
             (Write::ClearRanges, RANGES),
             (Write::Release, QUARANTINE),
         ];
-        for (write, collection) in all {
-            let all = doc! {
-                "delete": collection,
-                "deletes": [{"q": {"_id.t": &self.target}, "limit": 0}],
-            };
-            self.note(write, all).await?;
-        }
-        Ok(())
+        let filter = doc! {"_id.t": &self.target};
+        let all = all.map(|(write, collection)| (write, delete(collection, &filter)));
+        self.note(all).await
     }
 
     /// This target's own document of a collection that has one for each.
@@ -131,4 +122,9 @@ impl StateStore {
     fn range_id(&self, uuid: Uuid, range: u32) -> Document {
         doc! {"t": &self.target, "u": binary(uuid), "n": i64::from(range)}
     }
+}
+
+/// The command that deletes all of a collection's documents that the filter finds.
+fn delete(collection: &str, filter: &Document) -> Document {
+    doc! {"delete": collection, "deletes": [{"q": filter, "limit": 0}]}
 }

@@ -5,7 +5,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bson::{Bson, DateTime, Document, RawDocumentBuf, Timestamp, doc};
 
 use super::codec::{Fields, binary, from_bson, raw, to_bson};
-use super::{QUARANTINE, StateStore};
+use super::fence::Noted;
+use super::{QUARANTINE, StateStore, delete};
 use crate::engine::error::Result;
 use crate::engine::quarantine::{Key, Quarantined, Refused, shown};
 use crate::engine::stream::event::Uuid;
@@ -50,17 +51,10 @@ impl StateStore {
         raw(&doc! {"delete": QUARANTINE, "deletes": deletes})
     }
 
-    /// Forgets the documents of a collection.
-    ///
-    /// # Errors
-    /// What the exchange met.
-    pub async fn release_collection(&self, uuid: Uuid) -> Result<()> {
+    /// The documents of a collection are forgotten.
+    pub(super) fn release(&self, uuid: Uuid) -> Noted {
         let filter = doc! {"_id.t": &self.target, "_id.u": binary(uuid)};
-        let release = doc! {
-            "delete": QUARANTINE,
-            "deletes": [{"q": filter, "limit": 0}],
-        };
-        self.note(Write::Release, release).await
+        (Write::Release, delete(QUARANTINE, &filter))
     }
 
     /// All documents that the target refuses.

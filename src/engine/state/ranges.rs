@@ -3,7 +3,8 @@
 use bson::{Bson, Document, RawDocumentBuf, Timestamp, doc};
 
 use super::codec::{Fields, binary, fenced_unless, from_bson, integer, raw, to_bson};
-use super::{RANGES, StateStore};
+use super::fence::Noted;
+use super::{RANGES, StateStore, delete};
 use crate::engine::bson::order::Value;
 use crate::engine::command::number;
 use crate::engine::error::Result;
@@ -66,11 +67,7 @@ impl StateStore {
     /// # Errors
     /// What the exchange met.
     pub async fn remove_ranges(&self, uuid: Uuid) -> Result<()> {
-        let remove = doc! {
-            "delete": RANGES,
-            "deletes": [{"q": {"_id.t": &self.target, "_id.u": binary(uuid)}, "limit": 0}],
-        };
-        self.note(Write::RemoveRanges, remove).await
+        self.note([self.without_ranges(uuid)]).await
     }
 
     /// Forgets all ranges of this target.
@@ -78,42 +75,45 @@ impl StateStore {
     /// # Errors
     /// What the exchange met.
     pub async fn remove_all_ranges(&self) -> Result<()> {
-        let remove = doc! {
-            "delete": RANGES,
-            "deletes": [{"q": {"_id.t": &self.target}, "limit": 0}],
-        };
-        self.note(Write::ClearRanges, remove).await
+        let remove = delete(RANGES, &doc! {"_id.t": &self.target});
+        self.note([(Write::ClearRanges, remove)]).await
     }
 
-    /// Remembers new ranges.
-    ///
-    /// # Errors
-    /// What the exchange met.
-    pub async fn insert_ranges(&self, epoch: i64, ranges: &[RangeEntry]) -> Result<()> {
-        for chunk in ranges.chunks(1000) {
-            let documents: Vec<Document> = chunk
-                .iter()
-                .map(|range| {
-                    let mut document = doc! {
-                        "_id": self.range_id(range.uuid, range.number),
-                        "epoch": epoch,
-                        "state": "pending",
-                    };
-                    if range.compare {
-                        document.insert("compare", true);
-                    }
-                    for (name, bound) in [("low", &range.low), ("high", &range.high)] {
-                        if let Some(bound) = bound {
-                            document.insert(name, to_bson(bound));
-                        }
-                    }
-                    document
-                })
-                .collect();
+    /// The ranges of a collection are forgotten.
+    pub(super) fn without_ranges(&self, uuid: Uuid) -> Noted {
+        let filter = doc! {"_id.t": &self.target, "_id.u": binary(uuid)};
+        (Write::RemoveRanges, delete(RANGES, &filter))
+    }
+
+    /// New ranges are remembered.
+    pub(super) fn inserted_ranges(
+        &self,
+        epoch: i64,
+        ranges: &[RangeEntry],
+    ) -> impl Iterator<Item = Noted> {
+        ranges.chunks(1000).map(move |chunk| {
+            let chunk = chunk.iter().map(|range| self.encode_range(epoch, range));
+            let documents: Vec<Document> = chunk.collect();
             let insert = doc! {"insert": RANGES, "documents": documents};
-            self.note(Write::InsertRanges, insert).await?;
+            (Write::InsertRanges, insert)
+        })
+    }
+
+    fn encode_range(&self, epoch: i64, range: &RangeEntry) -> Document {
+        let mut document = doc! {
+            "_id": self.range_id(range.uuid, range.number),
+            "epoch": epoch,
+            "state": "pending",
+        };
+        if range.compare {
+            document.insert("compare", true);
         }
-        Ok(())
+        for (name, bound) in [("low", &range.low), ("high", &range.high)] {
+            if let Some(bound) = bound {
+                document.insert(name, to_bson(bound));
+            }
+        }
+        document
     }
 
     /// Makes the ranges ours: whoever held them with an older epoch can no longer copy.
@@ -129,7 +129,7 @@ impl StateStore {
                 "multi": true,
             }],
         };
-        self.note(Write::ClaimRanges, claim).await
+        self.note([(Write::ClaimRanges, claim)]).await
     }
 
     /// Notes that a range is about to be copied.
