@@ -9,6 +9,7 @@ use common::faults::{has_problem, healed, interruptions, kill_cursors, network};
 use common::victims::{Cause, errors_are_survived};
 use common::workload::{Workload, fill};
 use common::{PATIENCE, assert_equal, caught_up, config, fresh_seed, mirroring, wait_for};
+use futures::TryStreamExt;
 use mongodb::Client;
 use mongodb::options::{Acknowledgment, WriteConcern};
 use mongomirror::engine::error::Side;
@@ -175,15 +176,17 @@ async fn a_rollback_shows_nothing_of_what_was_rolled_back() {
     assert_eq!(left.unwrap(), 0, "the writes were rolled back");
     healed(&mirror, &client, &copy, "shop").await;
     caught_up(&mirror, &client).await;
-    let backup = copy.database("shop_backup");
-    assert!(
-        !backup
-            .list_collection_names()
-            .await
-            .unwrap()
-            .contains(&"never".to_owned())
-    );
-    assert_equal(&shop, &backup).await;
+    assert_equal(&shop, &copy.database("shop_backup")).await;
+    // Not even for a moment.
+    let oplog = copy.database("local").collection::<Document>("oplog.rs");
+    let mut entries = oplog.find(doc! {}).await.unwrap();
+    let mut count = 0;
+    while let Some(entry) = entries.try_next().await.unwrap() {
+        let text = entry.to_string();
+        assert!(!text.contains("lost") && !text.contains("never"), "{text}");
+        count += usize::from(text.contains("shop_backup"));
+    }
+    assert!(count > 100, "{count} entries of the target's oplog");
     assert_eq!(mirror.stop().await.totals.repaired, 0);
 }
 

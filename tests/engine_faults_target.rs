@@ -235,6 +235,11 @@ async fn rights_and_passwords_are_taken_and_given_back() {
     has_problem(stage.mirror(), &["Unauthorized"]).await;
     target.admin(change("grantRolesToUser")).await.unwrap();
     stage.healed("rights that were taken").await;
+    let only_read = |block: bool| doc! {"setUserWriteBlockMode": 1, "global": block};
+    target.admin(only_read(true)).await.unwrap();
+    has_problem(stage.mirror(), &["TargetError"]).await;
+    target.admin(only_read(false)).await.unwrap();
+    stage.healed("a target that could only be read").await;
 
     let password = |new: &str| doc! {"updateUser": "mirror", "pwd": new};
     target.admin(password("new")).await.unwrap();
@@ -322,7 +327,7 @@ async fn documents_of_somebody_else_give_way() {
 }
 
 /// What the mirror sends to the target, and what makes it do so.
-const COMMANDS: [(&str, Cause); 20] = [
+const COMMANDS: [(&str, Cause); 22] = [
     ("insert", Cause::Copy),
     ("update", Cause::Copy),
     ("commitTransaction", Cause::Copy),
@@ -331,6 +336,8 @@ const COMMANDS: [(&str, Cause); 20] = [
     ("delete", Cause::Write),
     ("commitTransaction", Cause::Write),
     ("abortTransaction", Cause::Repair),
+    ("insert", Cause::Capped),
+    ("update", Cause::Capped),
     ("create", Cause::Made),
     ("createIndexes", Cause::Index),
     ("dropIndexes", Cause::Index),

@@ -169,6 +169,71 @@ async fn a_capped_collection_that_is_copied_again_gets_its_indexes_again() {
 
 /// A server of 6.0.5 that reads its oplog after a crash sets the empty timestamps of replacements
 /// to the current time. Found by killing targets (seeds 730102, 730127, 730131 on 6.0.5).
+/// An index that the target's server refuses is named with the reason, holds up nothing, and is
+/// tried again: one that the copy builds, and one that the stream does.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_the_target_refuses_is_told_and_built_later() {
+    let set = ReplicaSet::builder().start().await.unwrap();
+    let target_set = ReplicaSet::builder().start().await.unwrap();
+    let (client, copy) = (
+        set.client().await.unwrap(),
+        target_set.client().await.unwrap(),
+    );
+    let (source, target) = (client.database("shop"), copy.database("shop_backup"));
+    let index = async |name: &str| {
+        let index = doc! {"key": {name: 1}, "name": name};
+        let command = doc! {"createIndexes": "orders", "indexes": [index]};
+        source.run_command(command).await.unwrap();
+    };
+    fill(&source, "orders", 0, 50).await;
+    index("copied").await;
+    let refuse = async |mode: &str| {
+        let data = doc! {"failCommands": ["createIndexes"], "errorCode": 67};
+        let fail = doc! {"configureFailPoint": "failCommand", "mode": mode, "data": data};
+        copy.database("admin").run_command(fail).await.unwrap();
+    };
+    refuse("alwaysOn").await;
+    let mirror = MirrorHandle::start(config(&set.uri(), &target_set.uri(), "shop"));
+    mirroring(&mirror).await;
+    index("streamed").await;
+    fill(&source, "orders", 50, 50).await;
+    let now = wait_for(&mirror, "both are told", |now| now.unsupported.len() == 2).await;
+    for (told, name) in now.unsupported.iter().zip(["copied", "streamed"]) {
+        assert_eq!(told.name, format!("orders (index {name})"));
+        assert!(told.reason.contains("CannotCreateIndex"), "{told:?}");
+    }
+    caught_up(&mirror, &client).await;
+    let copies = target.collection::<Document>("orders");
+    assert_eq!(copies.count_documents(doc! {}).await.unwrap(), 100);
+    refuse("off").await;
+    wait_for(&mirror, "nothing is left out", |now| {
+        now.unsupported.is_empty()
+    })
+    .await;
+    assert_equal(&source, &target).await;
+    mirror.stop().await;
+}
+
+/// What no database can hold of another is named, and the rest is mirrored.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_profile_of_the_source_is_left_out_and_told() {
+    let set = ReplicaSet::builder().start().await.unwrap();
+    let client = set.client().await.unwrap();
+    let (source, target) = (client.database("shop"), client.database("shop_backup"));
+    source.run_command(doc! {"profile": 2}).await.unwrap();
+    fill(&source, "orders", 0, 10).await;
+    let mirror = MirrorHandle::start(config(&set.uri(), &set.uri(), "shop"));
+    mirroring(&mirror).await;
+    fill(&source, "orders", 10, 10).await;
+    let now = caught_up(&mirror, &client).await;
+    let told: Vec<&str> = now.unsupported.iter().map(|it| it.name.as_str()).collect();
+    assert_eq!(told, ["system.profile"]);
+    source.run_command(doc! {"profile": 0}).await.unwrap();
+    let is_ours = |name: &str| name != "system.profile";
+    common::assert_equal_within(&source, &target, is_ours).await;
+    mirror.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn empty_timestamps_survive_the_crash_of_a_target() {
     let start = async || {

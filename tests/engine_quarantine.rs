@@ -188,6 +188,48 @@ async fn a_refused_document_within_a_transaction_larger_than_the_memory_holds_up
     mirror.stop().await;
 }
 
+/// Where too much is refused, something is wrong with all of the target: nothing is left out then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_refuses_too_much_is_waited_for() {
+    let (set, client) = set().await;
+    let (source, target) = (client.database("shop"), client.database("shop_backup"));
+    fill(&source, "orders", 0, 50).await;
+    let mut config = config(&set.uri(), &set.uri(), "shop");
+    config.limits.quarantine = 20;
+    let mirror = MirrorHandle::start(config.clone());
+    verified(&mirror).await;
+    strangers_index(&target).await;
+    let orders = source.collection::<Document>("orders");
+    orders.insert_many((1000..1020).map(arrays)).await.unwrap();
+    let now = wait_for(&mirror, "noted", |now| now.quarantine.len() == 20).await;
+    assert!(now.problem.is_none(), "{:?}", now.problem);
+    // The last straw, in the middle of what could be written.
+    let fine = |id: i32| doc! {"_id": id};
+    let more = [fine(2000), arrays(2001), fine(2002)];
+    orders.insert_many(more).await.unwrap();
+    let now = common::faults::has_problem(&mirror, &["QuarantineFull"]).await;
+    let problem = now.problem.unwrap();
+    assert!(problem.message.contains("parallel arrays"), "{problem:?}");
+    assert_eq!(now.consistent_at, None);
+    assert_eq!(noted(&client).await, 20);
+    let copies = target.collection::<Document>("orders");
+    assert_eq!(copies.count_documents(fine(2000)).await.unwrap(), 0);
+    mirror.stop().await;
+
+    // The same is so when it starts with it, and over once the target takes them.
+    let mirror = MirrorHandle::start(config);
+    common::faults::has_problem(&mirror, &["QuarantineFull"]).await;
+    copies.drop_index("a_1_b_1").await.unwrap();
+    wait_for(&mirror, "healed", |now| {
+        now.position.is_some() && now.quarantine.is_empty()
+    })
+    .await;
+    caught_up(&mirror, &client).await;
+    assert_equal(&source, &target).await;
+    assert_eq!(noted(&client).await, 0);
+    mirror.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_target_refuses_does_not_hold_up_the_copy() {
     let (set, client) = set().await;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::connection::uri::ConnectionUri;
+use super::quarantine;
 use super::selection::Selection;
 
 /// Everything the engine needs to run one mirror.
@@ -56,6 +57,8 @@ pub struct Limits {
     pub range_bytes: u64,
     /// Bytes that a verification reads per second, of each side.
     pub verify_bytes_per_second: u64,
+    /// Documents that the target may refuse before the mirror waits for somebody.
+    pub quarantine: usize,
     /// Whether the servers' internal deltas may be used; if not, changed documents are read again.
     pub internal_delta: bool,
 }
@@ -67,6 +70,7 @@ impl Default for Limits {
             copy_lanes: 3,
             range_bytes: small_ranges().unwrap_or(64 << 20),
             verify_bytes_per_second: 64 << 20,
+            quarantine: quarantine::MOST,
             internal_delta: true,
         }
     }

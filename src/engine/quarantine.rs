@@ -19,8 +19,8 @@ use super::bson::order::Value;
 use super::position::ClusterTime;
 use super::stream::event::Uuid;
 
-/// Most documents that are noted. Where the target refuses more, something is wrong with all of it,
-/// and the mirror rather waits.
+/// Most documents that are noted, unless the limits say otherwise. Where the target refuses more,
+/// something is wrong with all of it, and the mirror rather waits.
 pub const MOST: usize = 10_000;
 
 /// Documents that are tried again in one batch.
@@ -79,16 +79,27 @@ pub struct Refused {
 }
 
 /// All of one mirror.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Quarantine {
     held: HashMap<Key, (Quarantined, Instant)>,
+    most: usize,
+}
+
+impl Default for Quarantine {
+    fn default() -> Self {
+        Self {
+            held: HashMap::new(),
+            most: MOST,
+        }
+    }
 }
 
 impl Quarantine {
-    /// As remembered; all of them are tried again at once.
-    pub fn new(remembered: Vec<Quarantined>, now: Instant) -> Self {
+    /// As remembered, with room for so many in all; all of them are tried again at once.
+    pub fn new(remembered: Vec<Quarantined>, most: usize, now: Instant) -> Self {
         let held = remembered.into_iter();
         Self {
+            most,
             held: held
                 .map(|one| ((one.uuid, one.id.clone()), (one, now)))
                 .collect(),
@@ -102,7 +113,7 @@ impl Quarantine {
 
     /// How many more there may be.
     pub fn room(&self) -> usize {
-        MOST.saturating_sub(self.held.len())
+        self.most.saturating_sub(self.held.len())
     }
 
     /// As of when this document was refused, if it was.

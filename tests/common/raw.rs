@@ -4,6 +4,8 @@ use bson::{Document, RawDocumentBuf};
 use futures::{StreamExt, TryStreamExt};
 use mongodb::error::ErrorKind;
 use mongodb::{ClientSession, Database};
+use mongomirror::engine::bson::order::Value;
+use mongomirror::engine::bson::scan::find as find_field;
 
 /// Elements one after the other: a document without its length and its end.
 #[derive(Clone, Default, Debug)]
@@ -188,6 +190,29 @@ pub async fn read_as_they_lie(db: &Database, collection: &str) -> Vec<Vec<u8>> {
         &bson::doc! {"find": collection, "hint": {"$natural": 1}},
     )
     .await
+}
+
+/// The ids of all documents, in the order in which they lie there.
+pub async fn ids_as_they_lie(db: &Database, collection: &str) -> Vec<Value> {
+    let documents = read_as_they_lie(db, collection).await;
+    documents.iter().filter_map(|it| id_of(it)).collect()
+}
+
+/// The ids of all inserts into a collection that the server's oplog still has, in its order.
+pub async fn ids_as_inserted(db: &Database, collection: &str) -> Vec<Value> {
+    let list = bson::doc! {"listCollections": 1, "filter": {"name": collection}};
+    let cursor = db.run_cursor_command(list).await.expect("listCollections");
+    let listed: Vec<Document> = cursor.try_collect().await.expect("listCollections");
+    let info = listed[0].get_document("info").expect("what it is");
+    let inserts = bson::doc! {"op": "i", "ui": info.get("uuid")};
+    let find = bson::doc! {"find": "oplog.rs", "filter": inserts, "sort": {"$natural": 1}};
+    let entries = read_by(&db.client().database("local"), &find).await;
+    let inserted = |entry: &Vec<u8>| id_of(find_field(entry, b"o")?.value);
+    entries.iter().filter_map(inserted).collect()
+}
+
+fn id_of(document: &[u8]) -> Option<Value> {
+    find_field(document, b"_id").map(Value::of)
 }
 
 /// The names of capped collections.

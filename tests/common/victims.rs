@@ -45,6 +45,8 @@ const VICTIMS: usize = 8;
 pub enum Cause {
     /// Documents are written.
     Write,
+    /// Documents of a capped collection are written, which no transaction may do.
+    Capped,
     /// A document of the target is not as it should be.
     Repair,
     /// A collection is made, and dropped.
@@ -95,6 +97,8 @@ impl Victim {
         );
         let db = client.database(&name);
         super::fill(&db, "orders", 0, 20).await;
+        let ring = doc! {"create": "ring", "capped": true, "size": 20_000};
+        db.run_command(ring).await.unwrap();
         let mirror = MirrorHandle::start(config.clone());
         mirroring(&mirror).await;
         Self {
@@ -205,6 +209,14 @@ impl Victim {
                     .unwrap();
                 orders.delete_one(doc! {"_id": self.last}).await.unwrap();
                 self.last = 1000 + n;
+            }
+            Cause::Capped => {
+                let ring = self.source.collection::<Document>("ring");
+                let documents = (0..3).map(|m| doc! {"_id": 3 * n + m, "text": "x".repeat(100)});
+                ring.insert_many(documents).await.unwrap();
+                ring.update_one(doc! {"_id": 3 * n}, doc! {"$set": {"n": n}})
+                    .await
+                    .unwrap();
             }
             Cause::Copy => {
                 let hidden = self.source.collection::<Document>("hidden");

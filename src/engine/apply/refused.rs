@@ -3,25 +3,23 @@
 use mongodb::ClientSession;
 
 use super::commands::put_all;
+use super::documents::Shares;
 use super::gather::{CollectionIndex, Entity};
-use super::writer::{Failure, Part, Prepared, Writer};
+use super::writer::{Failure, Part, Prepared, Writer, Written};
 use crate::engine::bson::order::Value;
 use crate::engine::bson::scan::find;
 use crate::engine::command::Commands;
 use crate::engine::connection::probe::TargetAbilities;
 use crate::engine::error::{Error, Result, code};
+use crate::engine::position::ClusterTime;
 use crate::engine::quarantine::{Key, Refused};
-use crate::engine::repair::fetch;
+use crate::engine::stream::event::Uuid;
 use crate::engine::transaction::{Tries, abort, begin};
 use crate::engine::writes::Write;
 
-/// Documents that are read and tried at once.
-const AT_ONCE: usize = 4;
-
 impl Writer {
-    /// Tries every document of the batch that is in this collection by itself, as it is on the
-    /// source, in a transaction that is given up: a refusal ends a transaction, so this is how all
-    /// of them are found in one go.
+    /// Finds those documents of the batch that this collection of the target does not take as they
+    /// are on the source: a refusal ends a transaction, so they are all looked for in one go.
     ///
     /// # Errors
     /// What the exchanges met, other than refusals.
@@ -33,38 +31,32 @@ impl Writer {
         let Some(named) = prepared.names.get(&collection) else {
             return Ok(Vec::new());
         };
-        let entities: Vec<&Entity> = prepared
-            .batch
-            .entities()
-            .iter()
-            .filter(|entity| entity.collection == collection)
-            .collect();
+        let all = prepared.batch.entities().iter();
+        let of_it = all.filter(|entity| entity.collection == collection);
+        let entities: Vec<&Entity> = of_it.collect();
         let mut session = self.take_session().await?;
         let mut refused = Vec::new();
-        for some in entities.chunks(AT_ONCE) {
-            let keys: Vec<&Value> = some.iter().map(|entity| &entity.id).collect();
-            let at = prepared.position.time;
-            let fetched =
-                fetch(&self.source, &named.name, named.uuid, &keys, at, usize::MAX).await?;
-            let ids = some.iter().map(|entity| Some(entity.id.clone()));
-            let found = ids.zip(fetched.documents);
-            let found = found.filter_map(|(id, document)| Some((id, document?)));
-            let others = fetched.others.into_iter();
-            let others = others.map(|document| (find(&document, b"_id").map(Value::of), document));
-            for (id, document) in found.chain(others) {
-                let Some(id) = id else { continue };
-                let target = (&self.target, self.abilities);
-                let document = [(&id, document.as_slice())];
-                let outcome = try_to_put(target, &named.name, &document, &mut session);
-                if let Some(reason) = outcome.await? {
-                    refused.push(Refused {
-                        key: (named.uuid, id),
-                        at,
-                        collection: named.name.clone(),
-                        reason,
-                    });
-                }
-            }
+        let mut shares = Shares::of(&entities);
+        // Nothing is written: that some were read as of a later time is of no consequence.
+        let mut read = Written::default();
+        let at = &prepared.position;
+        while let Some((some, fetched)) = shares.next(&self.source, named, at, &mut read).await? {
+            let ids = some.iter().map(|entity| &entity.id);
+            let found = ids.zip(&fetched.documents);
+            let found = found.filter_map(|(id, document)| Some((id.clone(), document.as_deref()?)));
+            let others = fetched.others.iter().filter_map(|document| {
+                let id = find(document, b"_id").map(Value::of)?;
+                Some((id, document.as_slice()))
+            });
+            let documents: Vec<(Value, &[u8])> = found.chain(others).collect();
+            let search = Search {
+                target: &self.target,
+                abilities: self.abilities,
+                collection: (named.uuid, &named.name),
+                at: at.time,
+            };
+            let found = search.run(&documents, &mut session, || false);
+            refused.extend(found.await?);
         }
         self.session = Some(session);
         Ok(refused)
@@ -85,17 +77,7 @@ impl Writer {
             return Err(Error::Unsettled);
         }
         within_room(prepared, &refused)?;
-        // Fenced: a process that was replaced notes nothing.
-        let set = bson::doc! {"updatedAt": bson::DateTime::now()};
-        self.state
-            .update(Write::HoldCheckpoint, self.epoch, set)
-            .await?;
-        let command = self.state.quarantine_command(&refused)?;
-        self.state
-            .commands()
-            .write_raw(Write::Quarantine, command)
-            .await?;
-        Ok(())
+        self.state.quarantine(&refused).await
     }
 
     /// What the mirror remembers of refusals, in the batch's own transaction.
@@ -105,55 +87,118 @@ impl Writer {
         refused: &[Refused],
         session: &mut ClientSession,
     ) -> Result<(), Failure> {
-        let state = self.state.commands();
-        if !refused.is_empty() {
-            let command = self.state.quarantine_command(refused)?;
-            state.write_in(Write::Quarantine, command, session).await?;
-        }
+        self.state.quarantine_in(refused, session).await?;
         let healed = healed(prepared, refused);
         if !healed.is_empty() {
             let command = self.state.release_command(&healed)?;
+            let state = self.state.commands();
             state.write_in(Write::Release, command, session).await?;
         }
         Ok(())
     }
 }
 
-/// Tries to put documents in a transaction that is given up; why the target refuses one of them,
-/// if so.
-///
-/// # Errors
-/// What the exchange met, other than a refusal.
-pub async fn try_to_put(
-    (target, abilities): (&Commands, TargetAbilities),
-    name: &str,
-    documents: &[(&Value, &[u8])],
-    session: &mut ClientSession,
-) -> Result<Option<String>> {
-    let mut tries = Tries::default();
-    loop {
-        begin(session).await?;
-        let mut outcome = Ok(());
-        for command in put_all(name, documents.iter().copied(), abilities) {
-            let tried = target.write_in(Write::TryDocument, command.body, session);
-            if let Err(error) = tried.await {
-                outcome = Err(error);
-                break;
+/// Which documents the target refuses, and why.
+#[derive(Debug)]
+pub struct Search<'a> {
+    /// The target's database.
+    pub target: &'a Commands,
+    /// What its server can do.
+    pub abilities: TargetAbilities,
+    /// Their collection on the source, and its name on the target.
+    pub collection: (Uuid, &'a str),
+    /// As of when the documents were read.
+    pub at: ClusterTime,
+}
+
+/// What became of documents that were tried.
+enum Tried {
+    Taken,
+    Refused(String),
+    /// What the target holds is in the way, to which others have answers.
+    Hindered,
+}
+
+impl Search<'_> {
+    /// Tries all of them, halves of those in which something is wrong, and halves of those halves.
+    /// Nothing is found any more once it `is_over`.
+    ///
+    /// # Errors
+    /// What the exchanges met, other than refusals.
+    pub async fn run(
+        &self,
+        documents: &[(Value, &[u8])],
+        session: &mut ClientSession,
+        is_over: impl Fn() -> bool,
+    ) -> Result<Vec<Refused>> {
+        let (uuid, name) = self.collection;
+        let mut left = vec![documents];
+        let mut refused = Vec::new();
+        while let Some(some) = left.pop() {
+            if is_over() {
+                return Ok(Vec::new());
+            }
+            match (self.put(some, session).await?, some) {
+                (Tried::Taken, _) | (Tried::Hindered, [_]) => {}
+                (Tried::Refused(reason), [(id, _)]) => refused.push(Refused {
+                    key: (uuid, id.clone()),
+                    at: self.at,
+                    collection: name.to_owned(),
+                    reason,
+                }),
+                // Behind what is in the way there may be one that is refused.
+                (Tried::Refused(_) | Tried::Hindered, _) => {
+                    let (first, second) = some.split_at(some.len() / 2);
+                    left.extend([second, first]);
+                }
             }
         }
-        abort(session).await;
-        match outcome {
-            Ok(()) => return Ok(None),
-            // What is there has an `_id` that is equal to it and not the same.
-            Err(error) if error.code() == Some(code::IMMUTABLE_FIELD) => return Ok(None),
-            Err(error) if error.is_refused_document() => return Ok(Some(error.to_string())),
-            // A unique key that another document of the batch gives up, or a document on the
-            // target that holds one name twice: the ladder has answers to both.
-            Err(error) if error.is_duplicate_key() || error.is_unreadable() => return Ok(None),
-            Err(error) if error.code() == Some(code::NAME_TWICE) => return Ok(None),
-            Err(error) => {
-                if !tries.again(&error).await {
-                    return Err(error);
+        Ok(refused)
+    }
+
+    /// Tries to put documents in a transaction that is given up.
+    async fn put(
+        &self,
+        documents: &[(Value, &[u8])],
+        session: &mut ClientSession,
+    ) -> Result<Tried> {
+        let (_, name) = self.collection;
+        let mut tries = Tries::default();
+        loop {
+            begin(session).await?;
+            let mut outcome = Ok(());
+            let documents = documents.iter().map(|(id, document)| (id, *document));
+            for command in put_all(name, documents, self.abilities) {
+                let tried = self
+                    .target
+                    .write_in(Write::TryDocument, command.body, session);
+                if let Err(error) = tried.await {
+                    outcome = Err(error);
+                    break;
+                }
+            }
+            abort(session).await;
+            match outcome {
+                Ok(()) => return Ok(Tried::Taken),
+                // What is there has an `_id` that is equal to it and not the same.
+                Err(error) if error.code() == Some(code::IMMUTABLE_FIELD) => {
+                    return Ok(Tried::Hindered);
+                }
+                Err(error) if error.is_refused_document() => {
+                    return Ok(Tried::Refused(error.to_string()));
+                }
+                // A unique key that another document gives up, or a document on the target that
+                // holds one name twice.
+                Err(error) if error.is_duplicate_key() || error.is_unreadable() => {
+                    return Ok(Tried::Hindered);
+                }
+                Err(error) if error.code() == Some(code::NAME_TWICE) => {
+                    return Ok(Tried::Hindered);
+                }
+                Err(error) => {
+                    if !tries.again(&error).await {
+                        return Err(error);
+                    }
                 }
             }
         }

@@ -7,7 +7,7 @@ use mongodb::raw_batch_cursor::RawBatch;
 
 use super::lane::{Job, Lane, Report, range_filter};
 use crate::engine::apply::commands::{Command, Place, after_insert, remove};
-use crate::engine::apply::refused::try_to_put;
+use crate::engine::apply::refused::Search;
 use crate::engine::bson::encode::Encoder;
 use crate::engine::bson::order::Value;
 use crate::engine::bson::scan::{find, kind, shape};
@@ -135,8 +135,7 @@ impl Lane {
         }
     }
 
-    /// Which of these documents the target refuses: halves of them are tried, and halves of those
-    /// halves in which there is one. None that is told if the lane is to stop.
+    /// Which of these documents the target refuses. None that is told if the lane is to stop.
     pub(super) async fn refused(
         &self,
         job: &Job,
@@ -149,30 +148,14 @@ impl Lane {
             Some((id, *document))
         });
         let with_ids: Vec<(Value, &[u8])> = with_ids.collect();
-        let all: Vec<(&Value, &[u8])> = with_ids.iter().map(|(id, it)| (id, *it)).collect();
-        let mut left = vec![all.as_slice()];
-        let mut refused = Vec::new();
-        while let Some(some) = left.pop() {
-            if self.stop.is_cancelled() {
-                return Ok(Vec::new());
-            }
-            let target = (&self.target, self.abilities);
-            let Some(reason) = try_to_put(target, &job.name, some, session).await? else {
-                continue;
-            };
-            if let [(id, _)] = some {
-                refused.push(Refused {
-                    key: (job.uuid, (*id).clone()),
-                    at,
-                    collection: job.name.clone(),
-                    reason,
-                });
-            } else {
-                let (first, second) = some.split_at(some.len() / 2);
-                left.extend([second, first]);
-            }
-        }
-        Ok(refused)
+        let search = Search {
+            target: &self.target,
+            abilities: self.abilities,
+            collection: (job.uuid, &job.name),
+            at,
+        };
+        let is_over = || self.stop.is_cancelled();
+        search.run(&with_ids, session, is_over).await
     }
 
     /// It is noted already; if nobody listens any more, the next process finds it there.
@@ -254,7 +237,7 @@ impl Lane {
             }
             Work::Nothing => return Ok(()),
             Work::Align(commands, refused) => {
-                self.note_refused(refused, session).await?;
+                self.state.quarantine_in(refused, session).await?;
                 return self.run_aligning(commands, session).await;
             }
             Work::Insert {
@@ -264,7 +247,7 @@ impl Lane {
                 count,
                 refused,
             } => {
-                self.note_refused(refused, session).await?;
+                self.state.quarantine_in(refused, session).await?;
                 (before, command, careful, *count)
             }
         };
@@ -294,16 +277,6 @@ impl Lane {
                     .await?;
             }
         }
-        Ok(())
-    }
-
-    async fn note_refused(&self, refused: &[Refused], session: &mut ClientSession) -> Result<()> {
-        if refused.is_empty() {
-            return Ok(());
-        }
-        let command = self.state.quarantine_command(refused)?;
-        let state = self.state.commands();
-        state.write_in(Write::Quarantine, command, session).await?;
         Ok(())
     }
 

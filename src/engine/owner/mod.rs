@@ -210,7 +210,11 @@ impl<'a> Owner<'a> {
         progress.verification.running = None;
         progress.position = Some(plan.position.time);
         let now = Instant::now();
-        let quarantine = Quarantine::new(std::mem::take(&mut plan.quarantine), now);
+        let quarantine = Quarantine::new(
+            std::mem::take(&mut plan.quarantine),
+            config.limits.quarantine,
+            now,
+        );
         progress.quarantine = quarantine.list();
         Self {
             config,

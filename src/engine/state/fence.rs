@@ -22,7 +22,7 @@ use crate::engine::writes::Write;
 #[derive(Debug)]
 pub(super) struct Fence {
     epoch: i64,
-    /// Only the owner task notes anything, so nobody ever waits for it.
+    /// The owner task notes, and seldom its writer: nobody ever waits long for it.
     session: Mutex<ClientSession>,
 }
 

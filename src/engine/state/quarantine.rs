@@ -3,6 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bson::{Bson, DateTime, Document, RawDocumentBuf, Timestamp, doc};
+use mongodb::ClientSession;
 
 use super::codec::{Fields, binary, from_bson, raw, to_bson};
 use super::fence::Noted;
@@ -13,11 +14,16 @@ use crate::engine::stream::event::Uuid;
 use crate::engine::writes::Write;
 
 impl StateStore {
-    /// The command that notes refusals; for the batch's transaction.
+    /// Notes refusals by themselves.
     ///
     /// # Errors
-    /// If it cannot be encoded.
-    pub fn quarantine_command(&self, refused: &[Refused]) -> Result<RawDocumentBuf> {
+    /// [`crate::engine::error::Error::Fenced`]; what the exchange met.
+    pub async fn quarantine(&self, refused: &[Refused]) -> Result<()> {
+        let noted = (Write::Quarantine, self.quarantine_command(refused));
+        self.note([noted]).await
+    }
+
+    fn quarantine_command(&self, refused: &[Refused]) -> Document {
         let now = DateTime::now();
         let updates: Vec<Document> = refused
             .iter()
@@ -36,7 +42,25 @@ impl StateStore {
                 doc! {"q": {"_id": self.quarantine_id(&refused.key)}, "u": update, "upsert": true}
             })
             .collect();
-        raw(&doc! {"update": QUARANTINE, "updates": updates})
+        doc! {"update": QUARANTINE, "updates": updates}
+    }
+
+    /// Notes refusals, if there are any, in a transaction.
+    ///
+    /// # Errors
+    /// What the exchange met.
+    pub async fn quarantine_in(
+        &self,
+        refused: &[Refused],
+        session: &mut ClientSession,
+    ) -> Result<()> {
+        if !refused.is_empty() {
+            let command = raw(&self.quarantine_command(refused))?;
+            self.commands
+                .write_in(Write::Quarantine, command, session)
+                .await?;
+        }
+        Ok(())
     }
 
     /// The command that forgets documents that the target has taken.
