@@ -186,7 +186,7 @@ async fn a_rollback_shows_nothing_of_what_was_rolled_back() {
         assert!(!text.contains("lost") && !text.contains("never"), "{text}");
         count += usize::from(text.contains("shop_backup"));
     }
-    assert!(count > 100, "{count} entries of the target's oplog");
+    assert!(count > 10, "{count} entries of the target's oplog");
     assert_eq!(mirror.stop().await.totals.repaired, 0);
 }
 
