@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::time::SystemTime;
+
 use bson::{Bson, Document, doc};
 use common::process::Manifest;
 use common::workload::{Workload, fill};
@@ -250,12 +252,24 @@ async fn forgotten(source: &ReplicaSet, target: &ReplicaSet) -> (MirrorConfig, C
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_process_had_created_when_it_died_goes_if_the_source_no_longer_has_it() {
+    created_when_it_died(doc! {"create": "short"}).await;
+}
+
+/// Found by the fuzzer (seed 910031): they are noted as their buckets.
+#[tokio::test(flavor = "multi_thread")]
+async fn time_series_that_a_process_had_created_when_it_died_go_too() {
+    let series = doc! {"timeField": "at"};
+    created_when_it_died(doc! {"create": "short", "timeseries": series}).await;
+}
+
+async fn created_when_it_died(create: Document) {
     let source = forgetful().await;
     let target = ReplicaSet::builder().start().await.unwrap();
     let (config, client) = forgotten(&source, &target).await;
     let shop = client.database("shop");
     let copy = target.client().await.unwrap().database("shop_backup");
-    shop.create_collection("short").await.unwrap();
+    shop.run_command(create).await.unwrap();
+    let begun = SystemTime::now();
     let manifest = Manifest::new(&source.uri(), &target.uri(), &["shop"]);
     let process = manifest.run(&[("MONGOMIRROR_CRASH", "CreateCollection:after")]);
     tokio::time::timeout(PATIENCE, process.wait())
@@ -269,6 +283,13 @@ async fn what_a_process_had_created_when_it_died_goes_if_the_source_no_longer_ha
     roll_over(&client).await;
     let mirror = MirrorHandle::start(config);
     mirroring(&mirror).await;
+    let verified = |now: &Progress| {
+        let last = now.verification.last.as_ref();
+        last.is_some_and(|last| last.time > begun)
+    };
+    let now = wait_for(&mirror, "verified", verified).await;
+    let last = now.verification.last.unwrap();
+    assert_eq!(last.differences, 0, "{:?}", last.definitions);
     let progress = caught_up(&mirror, &client).await;
     assert_eq!(progress.totals.resyncs, 1);
     assert_equal(&shop, &copy).await;

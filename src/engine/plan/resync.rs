@@ -141,8 +141,10 @@ impl Planned {
     /// gone from the source by now.
     async fn unknown(&self, catalog: &[CatalogEntry]) -> Result<Vec<String>> {
         let there = catalog::list(&self.target.db, Side::Target).await?;
-        let known = |there: &Listed| catalog.iter().any(|entry| entry.name == there.name);
-        let unknown = there.into_iter().filter(|it| it.is_data() && !known(it));
+        // Time series are noted as their buckets.
+        let known = |there: &Listed| catalog.iter().any(|it| it.public_name() == there.name);
+        let is_one = |there: &Listed| there.is_data() || there.kind == "timeseries";
+        let unknown = there.into_iter().filter(|it| is_one(it) && !known(it));
         Ok(unknown.map(|there| there.name).collect())
     }
 
