@@ -263,7 +263,7 @@ async fn inserts_at_the_same_time_arrive_in_the_order_of_the_oplog() {
         caught_up(&mirror, &client).await;
         let there = common::raw::ids_as_they_lie(&target, "ring").await;
         let inserted = common::raw::ids_as_inserted(&source, "ring").await;
-        assert_eq!(inserted.len(), 8 * 300);
+        assert_eq!((inserted.len(), there.len()), (8 * 300, 8 * 300));
         let pairs = there.iter().zip(&inserted);
         let wrong = pairs.filter(|(there, inserted)| there != inserted).take(6);
         let wrong: Vec<_> = wrong.collect();

@@ -75,11 +75,13 @@ async fn a_mirror_that_is_taken_over_during_its_copy_lets_go_and_can_be_stopped(
     newer.stop().await;
 }
 
-/// Where a process is frozen: while it copies, in the middle of a transaction of its stream, and
-/// before a command on collections; and for how long at least.
-const FROZEN: [(&str, Duration); 8] = [
+/// Where a process is frozen: while it takes the mirror over, plans and copies, in the middle of a
+/// transaction of its stream, and before a command on collections; and for how long at least.
+const FROZEN: [(&str, Duration); 10] = [
+    ("TakeNotes:before:1", Duration::ZERO),
+    ("CommitNote:before:1", LONGEST),
+    ("CommitNote:before:4", Duration::ZERO),
     ("RemoveRanges:before:2", Duration::ZERO),
-    ("CommitNote:before:8", Duration::ZERO),
     ("InsertDocuments:after:3", Duration::ZERO),
     ("CommitCopy:before:3", LONGEST),
     ("WriteBatch:after:2", LONGEST),

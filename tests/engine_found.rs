@@ -167,8 +167,6 @@ async fn a_capped_collection_that_is_copied_again_gets_its_indexes_again() {
     assert!(last.is_none_or(|last| last.differences == 0));
 }
 
-/// A server of 6.0.5 that reads its oplog after a crash sets the empty timestamps of replacements
-/// to the current time. Found by killing targets (seeds 730102, 730127, 730131 on 6.0.5).
 /// An index that the target's server refuses is named with the reason, holds up nothing, and is
 /// tried again: one that the copy builds, and one that the stream does.
 #[tokio::test(flavor = "multi_thread")]
@@ -234,6 +232,8 @@ async fn a_profile_of_the_source_is_left_out_and_told() {
     mirror.stop().await;
 }
 
+/// A server of 6.0.5 that reads its oplog after a crash sets the empty timestamps of replacements
+/// to the current time. Found by killing targets (seeds 730102, 730127, 730131 on 6.0.5).
 #[tokio::test(flavor = "multi_thread")]
 async fn empty_timestamps_survive_the_crash_of_a_target() {
     let start = async || {

@@ -230,6 +230,77 @@ async fn a_target_that_refuses_too_much_is_waited_for() {
     mirror.stop().await;
 }
 
+/// The same while a collection is copied; and there are not more of them with each try.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_is_refused_too_much_notes_no_more_with_each_try() {
+    let (set, client) = set().await;
+    let (source, target) = (client.database("shop"), client.database("shop_backup"));
+    fill(&source, "orders", 0, 200).await;
+    let orders = source.collection::<Document>("orders");
+    let ids = (0..200).step_by(10).map(|id| 1000 + id);
+    orders.insert_many(ids.map(arrays)).await.unwrap();
+    let mut config = config(&set.uri(), &set.uri(), "shop");
+    config.limits.quarantine = 5;
+    config.limits.range_bytes = 20_000;
+    let (mirror, gate) = start_held(&config, &client).await;
+    strangers_index(&target).await;
+    gate.open().await;
+    common::faults::has_problem(&mirror, &["QuarantineFull"]).await;
+    mirror.stop().await;
+    for _ in 0..2 {
+        let before = noted(&client).await;
+        let mirror = MirrorHandle::start(config.clone());
+        let now = common::faults::has_problem(&mirror, &["QuarantineFull"]).await;
+        assert!(now.problem.unwrap().message.contains("more than 5 "));
+        mirror.stop().await;
+        let after = noted(&client).await;
+        assert!(after <= before.max(5), "{before} became {after}");
+    }
+    let copies = target.collection::<Document>("orders");
+    copies.drop_index("a_1_b_1").await.unwrap();
+    let mirror = MirrorHandle::start(config);
+    wait_for(&mirror, "healed", |now| {
+        now.phase == Phase::Mirroring && now.quarantine.is_empty()
+    })
+    .await;
+    caught_up(&mirror, &client).await;
+    assert_equal(&source, &target).await;
+    mirror.stop().await;
+}
+
+/// What is copied anew is not known as refused any more, neither by the process nor by its state.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collection_that_is_copied_anew_has_nothing_in_quarantine() {
+    let (set, client) = set().await;
+    let (source, target) = (client.database("shop"), client.database("shop_backup"));
+    fill(&source, "orders", 0, 50).await;
+    let mirror = MirrorHandle::start(config(&set.uri(), &set.uri(), "shop"));
+    verified(&mirror).await;
+    strangers_index(&target).await;
+    let orders = source.collection::<Document>("orders");
+    orders.insert_one(arrays(1000)).await.unwrap();
+    // Then the pauses are long enough that none ends within what comes.
+    let often = |now: &Progress| now.quarantine.iter().any(|one| one.attempts >= 4);
+    wait_for(&mirror, "refused again and again", often).await;
+    target
+        .collection::<Document>("orders")
+        .drop()
+        .await
+        .unwrap();
+    let (done, compared) = oneshot::channel();
+    let verify = Request::Verify { done };
+    mirror.requests().send(verify).await.unwrap();
+    compared.await.unwrap().unwrap();
+    let now = wait_for(&mirror, "mirroring", |now| {
+        now.phase == Phase::Mirroring && now.consistent_at.is_some()
+    })
+    .await;
+    assert!(now.quarantine.is_empty(), "{:?}", refused(&now));
+    assert_eq!(noted(&client).await, 0);
+    assert_equal(&source, &target).await;
+    mirror.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_target_refuses_does_not_hold_up_the_copy() {
     let (set, client) = set().await;

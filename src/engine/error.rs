@@ -215,11 +215,15 @@ pub enum Error {
     CheckpointDamaged(String),
     /// The target refuses more documents than are noted one by one.
     #[error(
-        "the target refuses more than {most} documents that the source has ({0}): find out what is \
-         different there, as an index or a limit of the server; the mirror goes on by itself",
-        most = super::quarantine::MOST
+        "the target refuses more than {most} documents that the source has ({reason}): find out \
+         what is different there, as an index or a limit of the server; the mirror goes on by itself"
     )]
-    QuarantineFull(String),
+    QuarantineFull {
+        /// So many are.
+        most: usize,
+        /// What the target's server said of one.
+        reason: String,
+    },
     /// A change event that is larger than a reply may be.
     #[error(
         "a change of the source after {position} is too large to be told by any event, as of a \
@@ -315,9 +319,14 @@ impl Error {
             Self::Timeout { .. }
             | Self::Reply { .. }
             | Self::Unsettled
-            | Self::QuarantineFull(_) => false,
+            | Self::QuarantineFull { .. } => false,
             _ => true,
         }
+    }
+
+    /// Whether more is refused than there is room for: all wait then, and nothing is noted.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::QuarantineFull { .. })
     }
 
     /// Whether changes of the source are missing, so that only comparing both sides can go on.
@@ -418,7 +427,7 @@ impl Error {
             Self::Format(_) => "CheckpointFormat",
             Self::CheckpointDamaged(_) => "CheckpointDamaged",
             Self::EventTooLarge { .. } => "EventTooLarge",
-            Self::QuarantineFull(_) => "QuarantineFull",
+            Self::QuarantineFull { .. } => "QuarantineFull",
         }
     }
 }

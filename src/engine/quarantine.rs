@@ -6,7 +6,7 @@
 //! and again and again with longer pauses, it is compared with the source and put right, until the
 //! target takes it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::bson::encode::Encoder;
 use super::bson::order::Value;
+use super::error::{Error, Result};
 use super::position::ClusterTime;
 use super::stream::event::Uuid;
 
@@ -94,6 +95,35 @@ impl Default for Quarantine {
     }
 }
 
+/// How much more the target may refuse, beside what it is known to refuse.
+#[derive(Clone, Default, Debug)]
+pub struct Room {
+    known: HashSet<Key>,
+    left: usize,
+    most: usize,
+}
+
+impl Room {
+    /// Whether these are more than there is room for.
+    pub fn is_exceeded(&self, refused: &[Refused]) -> bool {
+        let new = refused.iter().filter(|one| !self.known.contains(&one.key));
+        new.count() > self.left
+    }
+
+    /// # Errors
+    /// [`Error::QuarantineFull`] if these are more than there is room for.
+    pub fn check(&self, refused: &[Refused]) -> Result<()> {
+        if !self.is_exceeded(refused) {
+            return Ok(());
+        }
+        let first = refused.first();
+        Err(Error::QuarantineFull {
+            most: self.most,
+            reason: first.map_or_else(String::new, |first| first.reason.clone()),
+        })
+    }
+}
+
 impl Quarantine {
     /// As remembered, with room for so many in all; all of them are tried again at once.
     pub fn new(remembered: Vec<Quarantined>, most: usize, now: Instant) -> Self {
@@ -111,9 +141,26 @@ impl Quarantine {
         self.held.is_empty()
     }
 
-    /// How many more there may be.
-    pub fn room(&self) -> usize {
-        self.most.saturating_sub(self.held.len())
+    /// How many more there may be, beside these, which are here already.
+    pub fn room(&self, known: impl IntoIterator<Item = Key>) -> Room {
+        Room {
+            known: known.into_iter().collect(),
+            left: self.most.saturating_sub(self.held.len()),
+            most: self.most,
+        }
+    }
+
+    /// Those of a collection.
+    pub fn of(&self, collection: Uuid) -> impl Iterator<Item = &Key> {
+        let keys = self.held.keys();
+        keys.filter(move |(uuid, _)| *uuid == collection)
+    }
+
+    /// All of a collection are tried anew, or gone with it; whether there were any.
+    pub fn forget(&mut self, collection: Uuid) -> bool {
+        let before = self.held.len();
+        self.held.retain(|(uuid, _), _| *uuid != collection);
+        self.held.len() < before
     }
 
     /// As of when this document was refused, if it was.
@@ -273,7 +320,9 @@ mod tests {
         assert_eq!(quarantine.refused_at(&key(1)), None);
         assert_eq!(quarantine.refused_at(&key(2)), Some(AT));
         assert_eq!(quarantine.list().len(), 2);
-        assert_eq!(quarantine.room(), MOST - 2);
+        assert_eq!(quarantine.room([]).left, MOST - 2);
+        assert!(quarantine.forget(key(2).0));
+        assert!(quarantine.is_empty());
     }
 
     #[test]

@@ -95,7 +95,7 @@ writes! {
     PutVerification => "write the verification",
     /// The checkpoint: a target that was armed is mirrored again.
     Disarm => "write the checkpoint",
-    /// A document by itself, in a transaction that is given up: whether the target takes it.
+    /// Documents in a transaction that is given up: whether the target takes them.
     TryDocument => "write a document",
     /// Documents that the target refuses.
     Quarantine => "note refused documents",

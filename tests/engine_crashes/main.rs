@@ -46,7 +46,7 @@ const PHASES: usize = 4;
 const HALF_COPIED: &str = "0/CommitCopy:after:2";
 
 /// Where mirrors have failed before: while a collection without its own name yet is dropped, and
-/// between the ranges of a collection that is renamed into the selection and its own document.
+/// while one that is renamed into the selection is planned.
 const FOUND: [&[&str]; 2] = [
     &["0/InsertOutside:after:2", "0/RenameCollection:after:1"],
     &["1/InsertRanges:after:1"],

@@ -55,8 +55,12 @@ impl Writer {
                 collection: (named.uuid, &named.name),
                 at: at.time,
             };
-            let found = search.run(&documents, &mut session, || false);
+            let room = &prepared.room;
+            let found = search.run(&documents, &mut session, |some| room.is_exceeded(some));
             refused.extend(found.await?);
+            if room.is_exceeded(&refused) {
+                break;
+            }
         }
         self.session = Some(session);
         Ok(refused)
@@ -76,7 +80,7 @@ impl Writer {
             tracing::debug!(%error, "a change does not fit what is on the target");
             return Err(Error::Unsettled);
         }
-        within_room(prepared, &refused)?;
+        prepared.room.check(&refused)?;
         self.state.quarantine(&refused).await
     }
 
@@ -120,8 +124,8 @@ enum Tried {
 }
 
 impl Search<'_> {
-    /// Tries all of them, halves of those in which something is wrong, and halves of those halves.
-    /// Nothing is found any more once it `is_over`.
+    /// Tries all of them, halves of those in which something is wrong, and halves of those halves,
+    /// until what was found `is_enough`.
     ///
     /// # Errors
     /// What the exchanges met, other than refusals.
@@ -129,14 +133,14 @@ impl Search<'_> {
         &self,
         documents: &[(Value, &[u8])],
         session: &mut ClientSession,
-        is_over: impl Fn() -> bool,
+        is_enough: impl Fn(&[Refused]) -> bool,
     ) -> Result<Vec<Refused>> {
         let (uuid, name) = self.collection;
         let mut left = vec![documents];
         let mut refused = Vec::new();
         while let Some(some) = left.pop() {
-            if is_over() {
-                return Ok(Vec::new());
+            if is_enough(&refused) {
+                break;
             }
             match (self.put(some, session).await?, some) {
                 (Tried::Taken, _) | (Tried::Hindered, [_]) => {}
@@ -217,19 +221,4 @@ pub(super) fn healed(prepared: &Prepared, refused: &[Refused]) -> Vec<Key> {
         .filter(|(key, at)| *at <= prepared.position.time && !still(key))
         .map(|(key, _)| key.clone())
         .collect()
-}
-
-/// # Errors
-/// [`Error::QuarantineFull`] if these are too many.
-pub(super) fn within_room(prepared: &Prepared, refused: &[Refused]) -> Result<()> {
-    let before = &prepared.quarantined;
-    let new = |refused: &&Refused| before.iter().all(|(key, _)| *key != refused.key);
-    if refused.iter().filter(new).count() <= prepared.room {
-        return Ok(());
-    }
-    Err(Error::QuarantineFull(
-        refused
-            .first()
-            .map_or_else(String::new, |first| first.reason.clone()),
-    ))
 }

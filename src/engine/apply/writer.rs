@@ -7,12 +7,12 @@ use mongodb::{ClientSession, Database};
 
 use super::commands::{by_collection, encode};
 use super::gather::{Batch, CollectionIndex, Entity, Outcome};
-use super::refused::{healed, within_room};
+use super::refused::healed;
 use crate::engine::command::{COMMAND_LIMIT, Commands, number, within};
 use crate::engine::connection::probe::TargetAbilities;
 use crate::engine::error::{Error, Result, Side, code};
 use crate::engine::position::{Ahead, ClusterTime, Position};
-use crate::engine::quarantine::{Key, Refused};
+use crate::engine::quarantine::{Key, Refused, Room};
 use crate::engine::state::{Outside, StateStore, Way};
 use crate::engine::stream::event::Uuid;
 use crate::engine::transaction::{Tries, abort, begin, commit};
@@ -63,7 +63,7 @@ pub struct Prepared {
     /// The documents in it that the target refused before, and as of when.
     pub quarantined: Vec<(Key, ClusterTime)>,
     /// How many more of them there may be.
-    pub room: usize,
+    pub room: Room,
 }
 
 /// What a batch did.
@@ -256,7 +256,7 @@ impl Writer {
                     }
                     let refused = self.find_refused(prepared, collection).await?;
                     ladder.refused.extend(refused);
-                    within_room(prepared, &ladder.refused)?;
+                    prepared.room.check(&ladder.refused)?;
                 }
                 Err(Failure::NameTwice(collection, error)) => {
                     if !ladder.anew.insert(collection) {

@@ -15,7 +15,7 @@ use crate::engine::command::Commands;
 use crate::engine::connection::probe::{TargetAbilities, await_committed, operation_time};
 use crate::engine::error::{Error, Result, Side};
 use crate::engine::position::{ClusterTime, Span};
-use crate::engine::quarantine::Refused;
+use crate::engine::quarantine::{Refused, Room};
 use crate::engine::snapshot::{MAX_KEY, Order, ReadEnd, SnapshotFind, next, only_max_key};
 use crate::engine::state::{StateStore, Way};
 use crate::engine::stream::event::Uuid;
@@ -48,6 +48,8 @@ pub struct Job {
     pub way: Way,
     /// The options to create it with, where each try makes it anew.
     pub options: Document,
+    /// How much of it the target may refuse.
+    pub room: Room,
 }
 
 /// What a lane reports.
@@ -240,7 +242,7 @@ impl Lane {
                     }
                     pause = BACKOFF.0;
                 }
-                Try::Failed(error) if error.needs_human() => {
+                Try::Failed(error) if error.needs_human() || error.is_full() => {
                     break Report::Failed {
                         collection,
                         number,

@@ -136,6 +136,9 @@ impl Lane {
     }
 
     /// Which of these documents the target refuses. None that is told if the lane is to stop.
+    ///
+    /// # Errors
+    /// [`Error::QuarantineFull`] if there is no room for them; what the exchanges met.
     pub(super) async fn refused(
         &self,
         job: &Job,
@@ -154,8 +157,14 @@ impl Lane {
             collection: (job.uuid, &job.name),
             at,
         };
-        let is_over = || self.stop.is_cancelled();
-        search.run(&with_ids, session, is_over).await
+        let is_enough = |some: &[Refused]| self.stop.is_cancelled() || job.room.is_exceeded(some);
+        let refused = search.run(&with_ids, session, is_enough).await?;
+        if self.stop.is_cancelled() {
+            return Ok(Vec::new());
+        }
+        // Before anything is noted, so that there are not more of them with each try.
+        job.room.check(&refused)?;
+        Ok(refused)
     }
 
     /// It is noted already; if nobody listens any more, the next process finds it there.

@@ -153,9 +153,7 @@ impl Owner<'_> {
         match self.plan.catalog.faceless(name) {
             Some(uuid) => {
                 let buckets = format!("{BUCKETS}{name}");
-                self.plan.take(self.config, uuid, &buckets).await?;
-                self.update_phase();
-                Ok(())
+                self.take(uuid, &buckets).await
             }
             None => Ok(()),
         }
@@ -227,6 +225,7 @@ impl Owner<'_> {
         self.again.remove(&collection);
         self.plan.catalog.remove(&uuid);
         self.plan.state.remove_collection(uuid).await?;
+        self.forget_refused(uuid);
         self.drop_passed_ranges().await
     }
 
@@ -243,9 +242,7 @@ impl Owner<'_> {
             if let Some(old) = self.plan.catalog.by_name(to) {
                 self.drop_and_forget(old).await?;
             }
-            self.plan.take(self.config, uuid, to).await?;
-            self.update_phase();
-            return Ok(());
+            return self.take(uuid, to).await;
         };
         let from = self.plan.catalog.get(collection).entry.name.clone();
         if from == to {

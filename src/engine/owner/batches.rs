@@ -255,10 +255,12 @@ impl Owner<'_> {
                 .collect(),
             repairing: self.repairing.take(),
         });
+        let quarantined = self.quarantined_in(&batch);
+        let known = quarantined.iter().map(|(key, _)| key.clone());
         let prepared = Prepared {
             part,
-            quarantined: self.quarantined_in(&batch),
-            room: self.quarantine.room(),
+            room: self.quarantine.room(known),
+            quarantined,
             batch,
             position: self.position.clone(),
             names,

@@ -11,10 +11,10 @@ use crate::engine::catalog::target_options;
 use crate::engine::copy::lane::{Job, Lane, Report as LaneReport};
 use crate::engine::copy::natural::Unfenced;
 use crate::engine::copy::ranges::{Window, released};
-use crate::engine::error::{Error, Result};
+use crate::engine::error::Result;
 use crate::engine::position::{ClusterTime, Span};
-use crate::engine::quarantine::Refused;
 use crate::engine::state::{RangeState, StateStore, encode_figures};
+use crate::engine::stream::event::Uuid;
 use crate::engine::writes::Write;
 
 impl Owner<'_> {
@@ -59,6 +59,9 @@ impl Owner<'_> {
                 batch_size: size.documents_in(COPY_BATCH),
                 way: entry.way(),
                 options: target_options(&entry.options),
+                room: self
+                    .quarantine
+                    .room(self.quarantine.of(entry.uuid).cloned()),
             };
             range.dirty = true;
             let stop = CancellationToken::new();
@@ -118,14 +121,13 @@ impl Owner<'_> {
                 self.lane_stops.remove(&(collection, number));
             }
             LaneReport::Refused(refused) => {
-                let is_new = |one: &&Refused| self.quarantine.refused_at(&one.key).is_none();
-                let new = refused.iter().filter(is_new).count();
-                let first = refused.first().map(|first| first.reason.clone());
-                let room = self.quarantine.room();
+                // Other lanes may have used up the room meanwhile.
+                let known = refused.iter().map(|one| one.key.clone());
+                let known = known.filter(|key| self.quarantine.refused_at(key).is_some());
+                let room = self.quarantine.room(known);
+                let checked = room.check(&refused);
                 self.note_refused(refused, &[]);
-                if new > room {
-                    return Err(Error::QuarantineFull(first.unwrap_or_default()));
-                }
+                checked?;
             }
             LaneReport::Retrying(error) => {
                 self.progress.totals.retries += 1;
@@ -211,6 +213,14 @@ impl Owner<'_> {
         if self.plan.ranges.is_empty() {
             self.update_phase();
         }
+    }
+
+    /// Takes a collection in, to be copied.
+    pub(super) async fn take(&mut self, uuid: Uuid, name: &str) -> Result<()> {
+        self.plan.take(self.config, uuid, name).await?;
+        self.forget_refused(uuid);
+        self.update_phase();
+        Ok(())
     }
 
     /// A collection is copied and its indexes are built: its ranges are history once the position

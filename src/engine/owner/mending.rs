@@ -99,9 +99,7 @@ impl Owner<'_> {
                 known.begins_anew();
                 let known = known.clone();
                 self.plan.state.put_collection(&known).await?;
-                self.plan.take(self.config, uuid, &entry.name).await?;
-                self.update_phase();
-                Ok(())
+                self.take(uuid, &entry.name).await
             }
         }
     }

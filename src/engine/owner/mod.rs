@@ -278,7 +278,7 @@ impl<'a> Owner<'a> {
         ));
         let outcome = self.attend(stop, &mut stream).await;
         drop(stream);
-        // It may have been cut off in the middle of one, which would hold the checkpoint.
+        // It may have been cut off in the middle of one, which would hold up the next process.
         self.plan.state.give_up_note().await;
         // Leave nothing running that still writes: the next run must find a quiet target.
         let stopped = self.stop_lanes(None).await;

@@ -10,6 +10,7 @@ use crate::engine::bson::order::Value;
 use crate::engine::bson::scan::Element;
 use crate::engine::position::ClusterTime;
 use crate::engine::quarantine::{Key, Refused};
+use crate::engine::stream::event::Uuid;
 
 impl Owner<'_> {
     pub(super) fn is_quarantined(&self, collection: CollectionIndex, id: Element<'_>) -> bool {
@@ -19,6 +20,14 @@ impl Owner<'_> {
         let uuid = self.plan.catalog.get(collection).entry.uuid;
         let key = (uuid, Value::of(id));
         self.quarantine.refused_at(&key).is_some()
+    }
+
+    /// A collection is copied anew, or gone: what the target refused of it is known no longer, as in
+    /// the state.
+    pub(super) fn forget_refused(&mut self, collection: Uuid) {
+        if self.quarantine.forget(collection) {
+            self.progress.quarantine = self.quarantine.list();
+        }
     }
 
     pub(super) fn quarantined_in(&self, batch: &Batch) -> Vec<(Key, ClusterTime)> {

@@ -26,9 +26,10 @@ pub enum Rival {
 }
 
 impl Rival {
-    /// Whoever was fenced takes the mirror back only from a process that no longer writes. A live
-    /// one moves its checkpoint, or notes something, at least every 20 s, so two looks half a minute apart tell; and no
-    /// clocks are compared.
+    /// Whoever was fenced takes the mirror back only from a process that no longer writes. One that
+    /// works moves its checkpoint or notes something every few seconds, so two looks half a minute
+    /// apart tell, and no clocks are compared. One that waits longer, as for a large index, may lose
+    /// the mirror again: that damages nothing.
     pub(super) fn refuse_if_alive(&mut self, now: &Checkpoint, notes: i64) -> Result<()> {
         let seen = Self::Seen(now.epoch, now.updated_at, notes);
         if *self == Self::None || *self == seen {

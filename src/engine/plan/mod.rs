@@ -162,7 +162,6 @@ pub async fn prepare(
         .await?;
     state.take_over(checkpoint.epoch, notes).await?;
     let verified = state.load_verification().await?;
-    let quarantine = state.load_quarantine().await?;
     let mut planned = Planned {
         source,
         target,
@@ -180,7 +179,7 @@ pub async fn prepare(
         },
         ahead: Ahead::default(),
         outside: checkpoint.outside.clone(),
-        quarantine,
+        quarantine: Vec::new(),
         has_strangers: false,
         in_command: false,
         figures: checkpoint.copy,
@@ -204,6 +203,8 @@ pub async fn prepare(
         }
         None => planned.start_afresh(config, &checkpoint.planned).await?,
     }
+    // Lanes of an earlier process could note something until the ranges were ours.
+    planned.quarantine = planned.state.load_quarantine().await?;
     Ok(planned)
 }
 
@@ -214,7 +215,7 @@ impl Planned {
         self.state.claim_ranges(self.epoch).await?;
         let catalog = self.state.load_catalog().await?;
         let ranges = self.state.load_ranges().await?;
-        let mut ranges = ranges_by_collection(&catalog, ranges, self.in_command)?;
+        let mut ranges = ranges_by_collection(&catalog, ranges)?;
         let there = catalog::list(&self.target.db, Side::Target).await?;
         let listed = catalog::list(&self.source, Side::Source).await?;
         if !self.in_command {

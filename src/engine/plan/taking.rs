@@ -47,7 +47,6 @@ impl Planned {
         for range in &mut ranges {
             range.compare = compare;
         }
-        self.quarantine.retain(|one| one.uuid != entry.uuid);
         self.state
             .plan_collection(self.epoch, &entry, &ranges)
             .await?;

@@ -3,7 +3,7 @@
 
 use bson::{Bson, Document, doc};
 
-use super::codec::Fields;
+use super::codec::{Fields, raw};
 use super::fence::Noted;
 use super::ranges::RangeEntry;
 use super::{CATALOG, StateStore, delete};
@@ -191,7 +191,7 @@ impl StateStore {
     /// # Errors
     /// What the exchange met.
     pub async fn put_collection(&self, entry: &CatalogEntry) -> Result<()> {
-        self.note([self.put(entry)]).await
+        self.note(&[self.put(entry)?]).await
     }
 
     /// Remembers a collection that is about to be copied, and its ranges; what was known of it is
@@ -206,10 +206,12 @@ impl StateStore {
         ranges: &[RangeEntry],
     ) -> Result<()> {
         // What is copied anew is tried anew.
-        let mut notes = vec![self.release(entry.uuid), self.without_ranges(entry.uuid)];
-        notes.extend(self.inserted_ranges(epoch, ranges));
-        notes.push(self.put(entry));
-        self.note(notes).await
+        let mut notes = vec![self.release(entry.uuid)?, self.without_ranges(entry.uuid)?];
+        for ranges in ranges.chunks(1000) {
+            notes.push(self.inserted_ranges(epoch, ranges)?);
+        }
+        notes.push(self.put(entry)?);
+        self.note(&notes).await
     }
 
     /// Forgets a collection, its ranges and what the target refused of it.
@@ -217,16 +219,16 @@ impl StateStore {
     /// # Errors
     /// What the exchange met.
     pub async fn remove_collection(&self, uuid: Uuid) -> Result<()> {
-        let remove = delete(CATALOG, &doc! {"_id": self.collection_id(uuid)});
-        self.note([
-            self.without_ranges(uuid),
-            self.release(uuid),
+        let remove = delete(CATALOG, &doc! {"_id": self.collection_id(uuid)})?;
+        self.note(&[
+            self.without_ranges(uuid)?,
+            self.release(uuid)?,
             (Write::RemoveCollection, remove),
         ])
         .await
     }
 
-    fn put(&self, entry: &CatalogEntry) -> Noted {
+    fn put(&self, entry: &CatalogEntry) -> Result<Noted> {
         let indexes: Vec<Document> = entry
             .indexes
             .iter()
@@ -250,7 +252,7 @@ impl StateStore {
             "update": CATALOG,
             "updates": [{"q": {"_id": id}, "u": update, "upsert": true}],
         };
-        (Write::PutCollection, put)
+        Ok((Write::PutCollection, raw(&put)?))
     }
 
     /// All collections.

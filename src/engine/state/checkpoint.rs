@@ -112,13 +112,18 @@ impl StateStore {
         };
         let mut filter = doc! {"_id": &self.target};
         filter.extend(epoch);
+        // Where a checkpoint was deleted, a process of its time may still wake up.
+        let more = match before {
+            Some(_) => 1,
+            None => 1 + self.last_epoch().await?,
+        };
         let mut set = identity;
         set.insert("format", FORMAT);
         set.insert("claimedAt", DateTime::now());
         let command = doc! {
             "findAndModify": CHECKPOINTS,
             "query": filter,
-            "update": {"$set": set, "$inc": {"epoch": 1_i64}},
+            "update": {"$set": set, "$inc": {"epoch": more}},
             "upsert": before.is_none(),
             "new": true,
             "maxTimeMS": i64::try_from(CLAIM_LIMIT.as_millis()).unwrap_or(i64::MAX),

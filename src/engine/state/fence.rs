@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use bson::{Document, RawDocumentBuf, doc};
+use bson::{DateTime, Document, RawDocumentBuf, doc};
 use mongodb::ClientSession;
 use tokio::sync::Mutex;
 
@@ -27,7 +27,7 @@ pub(super) struct Fence {
 }
 
 /// A write, and the command that carries it out.
-pub(super) type Noted = (Write, Document);
+pub(super) type Noted = (Write, RawDocumentBuf);
 
 impl StateStore {
     /// From now on notes are those of this epoch's process, in this session.
@@ -40,7 +40,11 @@ impl StateStore {
             session: Mutex::new(session),
         };
         // The checkpoint is held meanwhile, so that of two processes the newer one is the last.
-        let held = self.hold(CHECKPOINTS, epoch)?;
+        let held = self.hold(
+            CHECKPOINTS,
+            epoch,
+            &doc! {"$set": {"updatedAt": DateTime::now()}},
+        )?;
         let taken = doc! {
             "update": FENCES,
             "updates": [{
@@ -59,18 +63,14 @@ impl StateStore {
     ///
     /// # Errors
     /// [`Error::Fenced`] if another process took the mirror over; what the exchange met.
-    pub(super) async fn note(&self, notes: impl IntoIterator<Item = Noted>) -> Result<()> {
+    pub(super) async fn note(&self, notes: &[Noted]) -> Result<()> {
         let fence = self.fence.as_deref().ok_or_else(|| Error::Reply {
             side: Side::Target,
             doing: Write::FenceNote.doing(),
             what: "the mirror was not taken over".into(),
         })?;
-        let notes = notes
-            .into_iter()
-            .map(|(write, command)| Ok((write, raw(&command)?)))
-            .collect::<Result<Vec<_>>>()?;
-        let held = self.hold(FENCES, fence.epoch)?;
-        self.carry_out(fence, &held, &notes).await
+        let held = self.hold(FENCES, fence.epoch, &doc! {"$inc": {"notes": 1_i64}})?;
+        self.carry_out(fence, &held, notes).await
     }
 
     /// Ends a note that was cut off in its middle.
@@ -89,23 +89,21 @@ impl StateStore {
         Ok(found.map_or(0, |fence| number(&fence, "notes")))
     }
 
-    /// The command that finds this target's document of a collection only if it is of this epoch.
-    fn hold(&self, collection: &str, epoch: i64) -> Result<RawDocumentBuf> {
+    /// The epoch of the last process that noted anything.
+    pub(super) async fn last_epoch(&self) -> Result<i64> {
+        let found = self.find_one(FENCES).await?;
+        Ok(found.map_or(0, |fence| number(&fence, "epoch")))
+    }
+
+    /// The command that touches this target's document of a collection only if it is of this epoch.
+    fn hold(&self, collection: &str, epoch: i64, touch: &Document) -> Result<RawDocumentBuf> {
         raw(&doc! {
             "update": collection,
-            "updates": [{
-                "q": {"_id": &self.target, "epoch": epoch},
-                "u": {"$inc": {"notes": 1_i64}},
-            }],
+            "updates": [{"q": {"_id": &self.target, "epoch": epoch}, "u": touch}],
         })
     }
 
-    async fn carry_out(
-        &self,
-        fence: &Fence,
-        held: &RawDocumentBuf,
-        notes: &[(Write, RawDocumentBuf)],
-    ) -> Result<()> {
+    async fn carry_out(&self, fence: &Fence, held: &RawDocumentBuf, notes: &[Noted]) -> Result<()> {
         let mut session = fence.session.lock().await;
         let mut tries = Tries::default();
         loop {
@@ -131,7 +129,7 @@ impl StateStore {
         &self,
         epoch: i64,
         held: &RawDocumentBuf,
-        notes: &[(Write, RawDocumentBuf)],
+        notes: &[Noted],
         session: &mut ClientSession,
     ) -> Result<()> {
         let commands = &self.commands;

@@ -15,7 +15,7 @@ mod verifications;
 
 use std::sync::Arc;
 
-use bson::{Document, doc};
+use bson::{Document, RawDocumentBuf, doc};
 use mongodb::Client;
 
 use super::command::{COMMAND_LIMIT, Commands, within};
@@ -87,8 +87,9 @@ impl StateStore {
             (Write::Release, QUARANTINE),
         ];
         let filter = doc! {"_id.t": &self.target};
-        let all = all.map(|(write, collection)| (write, delete(collection, &filter)));
-        self.note(all).await
+        let all = all.map(|(write, collection)| Ok((write, delete(collection, &filter)?)));
+        self.note(&all.into_iter().collect::<Result<Vec<_>>>()?)
+            .await
     }
 
     /// This target's own document of a collection that has one for each.
@@ -125,6 +126,6 @@ impl StateStore {
 }
 
 /// The command that deletes all of a collection's documents that the filter finds.
-fn delete(collection: &str, filter: &Document) -> Document {
-    doc! {"delete": collection, "deletes": [{"q": filter, "limit": 0}]}
+fn delete(collection: &str, filter: &Document) -> Result<RawDocumentBuf> {
+    codec::raw(&doc! {"delete": collection, "deletes": [{"q": filter, "limit": 0}]})
 }

@@ -19,11 +19,11 @@ impl StateStore {
     /// # Errors
     /// [`crate::engine::error::Error::Fenced`]; what the exchange met.
     pub async fn quarantine(&self, refused: &[Refused]) -> Result<()> {
-        let noted = (Write::Quarantine, self.quarantine_command(refused));
-        self.note([noted]).await
+        let noted = (Write::Quarantine, self.quarantine_command(refused)?);
+        self.note(&[noted]).await
     }
 
-    fn quarantine_command(&self, refused: &[Refused]) -> Document {
+    fn quarantine_command(&self, refused: &[Refused]) -> Result<RawDocumentBuf> {
         let now = DateTime::now();
         let updates: Vec<Document> = refused
             .iter()
@@ -42,7 +42,7 @@ impl StateStore {
                 doc! {"q": {"_id": self.quarantine_id(&refused.key)}, "u": update, "upsert": true}
             })
             .collect();
-        doc! {"update": QUARANTINE, "updates": updates}
+        raw(&doc! {"update": QUARANTINE, "updates": updates})
     }
 
     /// Notes refusals, if there are any, in a transaction.
@@ -55,7 +55,7 @@ impl StateStore {
         session: &mut ClientSession,
     ) -> Result<()> {
         if !refused.is_empty() {
-            let command = raw(&self.quarantine_command(refused))?;
+            let command = self.quarantine_command(refused)?;
             self.commands
                 .write_in(Write::Quarantine, command, session)
                 .await?;
@@ -76,9 +76,9 @@ impl StateStore {
     }
 
     /// The documents of a collection are forgotten.
-    pub(super) fn release(&self, uuid: Uuid) -> Noted {
+    pub(super) fn release(&self, uuid: Uuid) -> Result<Noted> {
         let filter = doc! {"_id.t": &self.target, "_id.u": binary(uuid)};
-        (Write::Release, delete(QUARANTINE, &filter))
+        Ok((Write::Release, delete(QUARANTINE, &filter)?))
     }
 
     /// All documents that the target refuses.

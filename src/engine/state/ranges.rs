@@ -67,7 +67,7 @@ impl StateStore {
     /// # Errors
     /// What the exchange met.
     pub async fn remove_ranges(&self, uuid: Uuid) -> Result<()> {
-        self.note([self.without_ranges(uuid)]).await
+        self.note(&[self.without_ranges(uuid)?]).await
     }
 
     /// Forgets all ranges of this target.
@@ -75,28 +75,22 @@ impl StateStore {
     /// # Errors
     /// What the exchange met.
     pub async fn remove_all_ranges(&self) -> Result<()> {
-        let remove = delete(RANGES, &doc! {"_id.t": &self.target});
-        self.note([(Write::ClearRanges, remove)]).await
+        let remove = delete(RANGES, &doc! {"_id.t": &self.target})?;
+        self.note(&[(Write::ClearRanges, remove)]).await
     }
 
     /// The ranges of a collection are forgotten.
-    pub(super) fn without_ranges(&self, uuid: Uuid) -> Noted {
+    pub(super) fn without_ranges(&self, uuid: Uuid) -> Result<Noted> {
         let filter = doc! {"_id.t": &self.target, "_id.u": binary(uuid)};
-        (Write::RemoveRanges, delete(RANGES, &filter))
+        Ok((Write::RemoveRanges, delete(RANGES, &filter)?))
     }
 
     /// New ranges are remembered.
-    pub(super) fn inserted_ranges(
-        &self,
-        epoch: i64,
-        ranges: &[RangeEntry],
-    ) -> impl Iterator<Item = Noted> {
-        ranges.chunks(1000).map(move |chunk| {
-            let chunk = chunk.iter().map(|range| self.encode_range(epoch, range));
-            let documents: Vec<Document> = chunk.collect();
-            let insert = doc! {"insert": RANGES, "documents": documents};
-            (Write::InsertRanges, insert)
-        })
+    pub(super) fn inserted_ranges(&self, epoch: i64, ranges: &[RangeEntry]) -> Result<Noted> {
+        let documents = ranges.iter().map(|range| self.encode_range(epoch, range));
+        let documents: Vec<Document> = documents.collect();
+        let insert = doc! {"insert": RANGES, "documents": documents};
+        Ok((Write::InsertRanges, raw(&insert)?))
     }
 
     fn encode_range(&self, epoch: i64, range: &RangeEntry) -> Document {
@@ -129,7 +123,7 @@ impl StateStore {
                 "multi": true,
             }],
         };
-        self.note([(Write::ClaimRanges, claim)]).await
+        self.note(&[(Write::ClaimRanges, raw(&claim)?)]).await
     }
 
     /// Notes that a range is about to be copied.

@@ -9,17 +9,14 @@ use super::{CatalogEntry, RangeEntry};
 use crate::engine::error::{Error, Result};
 use crate::engine::stream::event::Uuid;
 
-/// Sorts the ranges of each collection.
-///
-/// A command that takes a collection into the copy writes its ranges first and its document last.
-/// If one is under way, what is not complete counts for nothing: the command is met again.
+/// Sorts the ranges of each collection. They are written together with its document, and go before
+/// it or with it.
 ///
 /// # Errors
 /// [`Error::CheckpointDamaged`] if some leave a gap: what falls into it would never be copied.
 pub fn ranges_by_collection(
     catalog: &[CatalogEntry],
     ranges: Vec<RangeEntry>,
-    in_command: bool,
 ) -> Result<HashMap<Uuid, Vec<RangeEntry>>> {
     let mut sorted: HashMap<Uuid, Vec<RangeEntry>> = HashMap::new();
     for range in ranges {
@@ -28,12 +25,8 @@ pub fn ranges_by_collection(
     for ranges in sorted.values_mut() {
         ranges.sort_by_key(|range| range.number);
     }
-    let known = |uuid: &Uuid| catalog.iter().find(|entry| entry.uuid == *uuid);
-    if in_command {
-        sorted.retain(|uuid, ranges| known(uuid).is_some() && are_whole(ranges));
-    }
     for (uuid, ranges) in &sorted {
-        let Some(entry) = known(uuid) else {
+        let Some(entry) = catalog.iter().find(|entry| entry.uuid == *uuid) else {
             return damaged("ranges are there whose collection is missing in catalog".to_owned());
         };
         if !are_whole(ranges) {
@@ -131,20 +124,10 @@ mod tests {
     fn ranges_are_put_in_order() {
         let catalog = [entry(1, "orders", false)];
         let (a, b) = (range(0, None, Some(5)), range(1, Some(5), None));
-        let sorted = ranges_by_collection(&catalog, vec![b.clone(), a.clone()], false).unwrap();
+        let sorted = ranges_by_collection(&catalog, vec![b.clone(), a.clone()]).unwrap();
         assert_eq!(sorted[&[1; 16]], [a, b]);
-        assert!(ranges_by_collection(&catalog, vec![range(0, None, None)], false).is_ok());
-        assert!(ranges_by_collection(&[], vec![range(0, None, None)], false).is_err());
-    }
-
-    #[test]
-    fn what_a_command_has_begun_to_plan_counts_for_nothing() {
-        let whole = vec![range(0, None, None)];
-        let begun = vec![range(0, None, Some(5))];
-        assert!(ranges_by_collection(&[], whole, true).unwrap().is_empty());
-        let catalog = [entry(1, "orders", true)];
-        let left = ranges_by_collection(&catalog, begun, true).unwrap();
-        assert!(left.is_empty());
+        assert!(ranges_by_collection(&catalog, vec![range(0, None, None)]).is_ok());
+        assert!(ranges_by_collection(&[], vec![range(0, None, None)]).is_err());
     }
 
     #[test]
@@ -159,7 +142,7 @@ mod tests {
             let mut rest = all.to_vec();
             rest.remove(missing);
             assert!(
-                ranges_by_collection(&catalog, rest, false).is_err(),
+                ranges_by_collection(&catalog, rest).is_err(),
                 "without {missing}"
             );
         }
