@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use bson::{Bson, Document, RawDocumentBuf, doc};
+use futures::TryStreamExt;
 use futures::future::join_all;
 use mongodb::{ClientSession, Database};
 use testbed::ReplicaSet;
@@ -299,11 +300,28 @@ async fn break_one(
             }
             let mut command = meddle(meddling, collection);
             command.insert("writeConcern", doc! {"w": "majority"});
+            if meddling != Meddling::DropIndexes {
+                // A collection that the mirror does not know is one that it may have forgotten: it
+                // stops then, and says so. So strangers make none.
+                let Some(uuid) = uuid(&databases.target, collection).await? else {
+                    return Ok(false);
+                };
+                command.insert("collectionUUID", uuid);
+            }
             return Ok(databases.target.run_command(command).await.is_ok());
         }
         Fault::Sync(collection) => mirror.ask_for_sync(collection).await?,
     }
     Ok(true)
+}
+
+/// A collection's UUID, if it is there.
+async fn uuid(database: &Database, name: &str) -> Result<Option<Bson>> {
+    let list = doc! {"listCollections": 1, "filter": {"name": name}};
+    let mut listed = database.run_cursor_command(list).await?;
+    let listed = listed.try_next().await?;
+    let info = listed.as_ref().and_then(|it| it.get_document("info").ok());
+    Ok(info.and_then(|info| info.get("uuid")).cloned())
 }
 
 /// What somebody else runs on the target.
