@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::engine::headroom::Headroom;
 use crate::engine::progress::{Link, Phase};
-use crate::resource::status::{Condition, ConditionStatus, condition};
+use crate::resource::status::{Condition, ConditionStatus, VerificationStatus, condition};
 use crate::runner::registry::{Snapshot, refused};
 use crate::runner::words;
 
@@ -28,10 +28,18 @@ struct Observation {
     message: String,
 }
 
+/// What a mirror that does not run cannot tell any more.
+pub struct Past<'a> {
+    /// Everything is copied.
+    pub initial_sync_completed: bool,
+    /// What the last comparison of both sides came to.
+    pub verification: Option<&'a VerificationStatus>,
+}
+
 /// The conditions of a mirror. `previous` tells since when what did not change is so.
 pub fn conditions(
     snapshot: &Snapshot,
-    initial_sync_completed: bool,
+    past: &Past<'_>,
     generation: i64,
     previous: &[Condition],
     now: SystemTime,
@@ -48,8 +56,9 @@ pub fn conditions(
             condition::TARGET_CONNECTED,
             &snapshot.progress.target,
         ),
-        initial_sync(snapshot, initial_sync_completed),
+        initial_sync(snapshot, past.initial_sync_completed),
         replicating(snapshot),
+        verified(past.verification),
         reconciling(snapshot),
         stalled(snapshot),
         degraded(snapshot),
@@ -222,6 +231,47 @@ fn stalled(snapshot: &Snapshot) -> Observation {
     };
     Observation {
         type_: condition::STALLED,
+        status,
+        reason,
+        message,
+    }
+}
+
+/// Whether both sides were compared, and equal in the end.
+fn verified(last: Option<&VerificationStatus>) -> Observation {
+    let (status, reason, message) = match last {
+        None => (
+            ConditionStatus::Unknown,
+            "NotCompared",
+            "Both sides were not compared yet.".to_owned(),
+        ),
+        Some(last) if last.differences == 0 => (
+            ConditionStatus::True,
+            "Equal",
+            format!(
+                "Compared as of {}: {} documents, no difference.",
+                last.consistent_at.0, last.documents
+            ),
+        ),
+        Some(last) if last.repaired >= last.differences => (
+            ConditionStatus::True,
+            "Repaired",
+            format!(
+                "Compared as of {}: {} differences, all put right.",
+                last.consistent_at.0, last.differences
+            ),
+        ),
+        Some(last) => (
+            ConditionStatus::False,
+            "DifferencesFound",
+            format!(
+                "Compared as of {}: {} differences, {} of them put right.",
+                last.consistent_at.0, last.differences, last.repaired
+            ),
+        ),
+    };
+    Observation {
+        type_: condition::VERIFIED,
         status,
         reason,
         message,

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use kube::core::DeserializeGuard;
+use kube::runtime::events::Recorder;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, Resource};
 use tokio::sync::Notify;
@@ -48,6 +49,8 @@ pub type Mirrors = Store<DeserializeGuard<MongoMirror>>;
 pub struct Context {
     /// To the API server.
     pub client: Client,
+    /// Writes events.
+    pub recorder: Recorder,
     /// Where mirrors are listed.
     pub registry: Registry,
     /// The resources as last seen.
@@ -220,7 +223,8 @@ impl Keeper {
             Some(publisher) if publisher.uid() == resource.uid => publisher,
             publisher => publisher.insert(Publisher::new(
                 Api::namespaced(self.context.client.clone(), &self.slot.key().namespace),
-                self.slot.key().name.clone(),
+                self.context.recorder.clone(),
+                self.slot.key(),
                 resource.uid.clone(),
                 resource.status.clone(),
             )),

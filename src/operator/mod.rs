@@ -8,10 +8,12 @@
 //! - [`secrets`]: Secrets, watched by metadata, read when needed
 //! - [`report`], [`conditions`]: progress → status
 //! - [`publish`]: when and how a status is written
+//! - [`events`]: what happened between two statuses
 
 pub mod backoff;
 pub mod conditions;
 pub mod controller;
+mod events;
 pub mod publish;
 pub mod report;
 pub mod secrets;
@@ -24,6 +26,7 @@ use std::time::Duration;
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::Secret;
 use kube::core::{DeserializeGuard, PartialObjectMeta};
+use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::{ObjectRef, store};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::runtime::{WatchStreamExt, reflector};
@@ -108,6 +111,7 @@ impl Operator {
         let (secrets_reader, secrets) = reflector::store();
         Self {
             context: Arc::new(Context {
+                recorder: Recorder::new(client.clone(), reporter()),
                 client,
                 registry,
                 mirrors: mirrors_reader,
@@ -274,6 +278,14 @@ where
             object.meta_mut().annotations = None;
         })
         .default_backoff()
+}
+
+/// Who reports events: the operator, and which of its pods.
+fn reporter() -> Reporter {
+    Reporter {
+        controller: "mongomirror".to_owned(),
+        instance: std::env::var("HOSTNAME").ok(),
+    }
 }
 
 fn key_of<K: Resource>(object: &K) -> MirrorKey {

@@ -5,16 +5,20 @@
 
 use std::time::Duration;
 
-use kube::Api;
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{Patch, PatchParams};
 use kube::core::DeserializeGuard;
+use kube::runtime::events::Recorder;
+use kube::{Api, Resource};
 use serde_json::json;
 use thiserror::Error;
 use tokio::time::Instant;
 
 use super::backoff::Backoff;
+use super::events;
 use crate::resource::status::{Condition, ConditionStatus};
 use crate::resource::{MongoMirror, MongoMirrorStatus};
+use crate::runner::registry::MirrorKey;
 use crate::runner::words;
 
 /// Who owns the status fields in server-side apply.
@@ -53,6 +57,8 @@ enum PublishError {
 /// Writes the status of one resource.
 pub struct Publisher {
     api: Api<DeserializeGuard<MongoMirror>>,
+    recorder: Recorder,
+    resource: ObjectReference,
     name: String,
     uid: String,
     written: MongoMirrorStatus,
@@ -62,16 +68,27 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// For one resource, which has the status `written`.
+    /// For one resource, which has the status `written`. What happens to it is recorded, too.
     pub fn new(
         api: Api<DeserializeGuard<MongoMirror>>,
-        name: String,
+        recorder: Recorder,
+        key: &MirrorKey,
         uid: String,
         written: MongoMirrorStatus,
     ) -> Self {
+        let resource = ObjectReference {
+            api_version: Some(MongoMirror::api_version(&()).into_owned()),
+            kind: Some(MongoMirror::kind(&()).into_owned()),
+            name: Some(key.name.clone()),
+            namespace: Some(key.namespace.clone()),
+            uid: Some(uid.clone()),
+            ..ObjectReference::default()
+        };
         Self {
             api,
-            name,
+            recorder,
+            resource,
+            name: key.name.clone(),
             uid,
             written,
             written_at: None,
@@ -91,7 +108,7 @@ impl Publisher {
     }
 
     /// Writes the status if it is time to; returns when to come back, if it must be written
-    /// later. Does not take longer than [`WRITE_TIMEOUT`].
+    /// later. Does not take longer than [`WRITE_TIMEOUT`], and as long for events.
     pub async fn publish(&mut self, status: MongoMirrorStatus) -> Option<Instant> {
         let now = Instant::now();
         let after = |wait| self.written_at.map_or(now, |written_at| written_at + wait);
@@ -109,8 +126,9 @@ impl Publisher {
             Ok(()) => {
                 self.backoff.succeeded();
                 self.not_before = None;
-                self.written = status;
+                let before = std::mem::replace(&mut self.written, status);
                 self.written_at = Some(Instant::now());
+                events::tell(&self.recorder, &self.resource, &before, &self.written).await;
                 None
             }
             // The watch will tell; until then there is nobody to tell it to.
@@ -132,7 +150,6 @@ impl Publisher {
     }
 
     async fn write(&self, status: &MongoMirrorStatus) -> Result<(), PublishError> {
-        use kube::Resource;
         // The UID makes it a conflict if the name meanwhile belongs to another resource.
         let patch = json!({
             "apiVersion": MongoMirror::api_version(&()),

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::conditions::{conditions, truncated};
+use super::conditions::{Past, conditions, truncated};
 use crate::engine::headroom::Headroom;
 use crate::engine::progress::{self, InitialSync, VerificationResult};
 use crate::resource::status::{
@@ -66,6 +66,16 @@ pub fn status(
         unsupported(&progress.unsupported)
     };
 
+    let verification = match &progress.verification.last {
+        Some(result) => Some(verification(result)),
+        None => past.verification.clone(),
+    };
+    let past_of_it = Past {
+        initial_sync_completed,
+        verification: verification.as_ref(),
+    };
+    let conditions = conditions(snapshot, &past_of_it, generation, &previous.conditions, now);
+
     MongoMirrorStatus {
         observed_generation: generation,
         enabled: Some(snapshot.enabled),
@@ -78,10 +88,7 @@ pub fn status(
         consistent_at,
         message: truncated(snapshot.message()),
         initial_sync,
-        verification: match &progress.verification.last {
-            Some(result) => Some(verification(result)),
-            None => past.verification.clone(),
-        },
+        verification,
         unsupported,
         quarantined_documents: match phase {
             Phase::Pending | Phase::Paused | Phase::Failed if progress.quarantine.is_empty() => {
@@ -91,13 +98,7 @@ pub fn status(
         },
         apply_form: progress.apply_form.map(apply_form).or(past.apply_form),
         oplog_headroom: oplog_headroom(progress.headroom.as_ref(), past.oplog_headroom.as_ref()),
-        conditions: conditions(
-            snapshot,
-            initial_sync_completed,
-            generation,
-            &previous.conditions,
-            now,
-        ),
+        conditions,
     }
 }
 
@@ -286,7 +287,7 @@ mod tests {
             summary(&status),
             "Ready=True/Mirroring SourceConnected=True/Connected TargetConnected=True/Connected \
              InitialSyncCompleted=True/Completed Replicating=True/Streaming \
-             Reconciling=False/Mirroring Stalled=False/NoActionNeeded \
+             Verified=Unknown/NotCompared Reconciling=False/Mirroring Stalled=False/NoActionNeeded \
              Degraded=False/AsExpected"
         );
         assert_eq!(status.phase, Phase::Mirroring);
@@ -336,6 +337,7 @@ mod tests {
             summary(&status),
             "Ready=False/Copying SourceConnected=True/Connected TargetConnected=True/Connected \
              InitialSyncCompleted=False/Copying Replicating=False/Copying \
+             Verified=Unknown/NotCompared \
              Reconciling=True/Copying Stalled=False/NoActionNeeded \
              Degraded=False/AsExpected"
         );
@@ -356,7 +358,8 @@ mod tests {
             summary(&status),
             "Ready=True/Suspended SourceConnected=False/Suspended \
              TargetConnected=False/Suspended InitialSyncCompleted=True/Completed \
-             Replicating=False/Suspended Reconciling=False/Suspended \
+             Replicating=False/Suspended Verified=Unknown/NotCompared \
+             Reconciling=False/Suspended \
              Stalled=False/NoActionNeeded \
              Degraded=False/AsExpected"
         );
@@ -408,7 +411,8 @@ mod tests {
             summary(&stalled),
             "Ready=False/TargetForbidden SourceConnected=Unknown/NotTried \
              TargetConnected=Unknown/NotTried InitialSyncCompleted=False/NotCompleted \
-             Replicating=False/Failed Reconciling=False/TargetForbidden \
+             Replicating=False/Failed Verified=Unknown/NotCompared \
+             Reconciling=False/TargetForbidden \
              Stalled=True/TargetForbidden \
              Degraded=False/AsExpected"
         );
@@ -420,7 +424,8 @@ mod tests {
             summary(&waiting),
             "Ready=False/SecretNotFound SourceConnected=Unknown/NotTried \
              TargetConnected=Unknown/NotTried InitialSyncCompleted=False/NotCompleted \
-             Replicating=False/Pending Reconciling=True/Retrying Stalled=False/NoActionNeeded \
+             Replicating=False/Pending Verified=Unknown/NotCompared \
+             Reconciling=True/Retrying Stalled=False/NoActionNeeded \
              Degraded=False/AsExpected"
         );
     }
@@ -435,7 +440,8 @@ mod tests {
             summary(&status),
             "Ready=False/SourceUnreachable SourceConnected=False/Disconnected \
              TargetConnected=True/Connected InitialSyncCompleted=True/Completed \
-             Replicating=False/SourceUnreachable Reconciling=True/Retrying \
+             Replicating=False/SourceUnreachable Verified=Unknown/NotCompared \
+             Reconciling=True/Retrying \
              Stalled=False/NoActionNeeded \
              Degraded=False/AsExpected"
         );

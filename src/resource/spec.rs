@@ -7,6 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::rules;
 use super::status::MongoMirrorStatus;
 
 /// What to mirror, and where to.
@@ -23,6 +24,10 @@ use super::status::MongoMirrorStatus;
     namespaced,
     status = "MongoMirrorStatus",
     derive = "PartialEq",
+    selectable = ".spec.enabled",
+    selectable = ".spec.source.database",
+    selectable = ".status.phase",
+    selectable = ".status.dbName",
     doc = "A MongoMirror keeps a second MongoDB database (the target) exactly equal to a first one \
            (the source), live. It copies the source once, then follows its change stream, so that \
            the target is, at every moment, exactly what the source was at a known cluster time. \
@@ -97,6 +102,11 @@ use super::status::MongoMirrorStatus;
         description = "What the mirror does, or what to do about it.",
         priority = "1"
     )
+)]
+#[x_kube(
+    validation = rules::target_stays(),
+    validation = rules::default_target_fits(),
+    validation = rules::two_databases()
 )]
 pub struct MongoMirrorSpec {
     /// Whether the mirror runs. Set it to false to pause: the batch in hand is finished, the
@@ -175,8 +185,9 @@ pub struct SourceSpec {
     /// The Secret that holds the connection string of the source's deployment, a replica set.
     pub uri_secret_ref: SecretKeyRef,
 
-    /// The source database's name.
+    /// The source database's name. It cannot be changed later.
     #[schemars(length(min = 1, max = 63), regex(pattern = DATABASE_NAME))]
+    #[x_kube(validation = rules::source_stays(), validation = rules::source_is_a_users())]
     pub database: String,
 }
 
@@ -189,9 +200,11 @@ pub struct TargetSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uri_secret_ref: Option<SecretKeyRef>,
 
-    /// The target database's name. Without it, `<source database>_backup`.
+    /// The target database's name. Without it, `<source database>_backup`. It cannot be changed
+    /// later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63), regex(pattern = DATABASE_NAME))]
+    #[x_kube(validation = rules::target_is_a_users())]
     pub database: Option<String>,
 }
 

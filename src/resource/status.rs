@@ -90,7 +90,8 @@ pub struct MongoMirrorStatus {
 
     /// Observations of the mirror's state. Ready: it does what the spec asks for.
     /// SourceConnected, TargetConnected: that side answers. InitialSyncCompleted: everything is
-    /// copied. Replicating: changes of the source are being applied. Reconciling: on the way to
+    /// copied. Replicating: changes of the source are being applied. Verified: the last comparison of
+    /// both sides found them equal, or made them so. Reconciling: on the way to
     /// what the spec asks for. Stalled: stopped by something that needs you. OplogHeadroomLow: the
     /// source's oplog soon drops what the mirror has not applied yet. Degraded: the mirror goes on,
     /// but the target is not wholly what the source is.
@@ -320,6 +321,8 @@ pub mod condition {
     pub const STALLED: &str = "Stalled";
     /// The source's oplog soon drops what the mirror has not applied yet.
     pub const OPLOG_HEADROOM_LOW: &str = "OplogHeadroomLow";
+    /// The last comparison of both sides found them equal, or made them so.
+    pub const VERIFIED: &str = "Verified";
     /// The mirror goes on, but the target is not wholly what the source is.
     pub const DEGRADED: &str = "Degraded";
 }

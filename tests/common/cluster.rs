@@ -105,6 +105,15 @@ impl Cluster {
             .expect("apply");
     }
 
+    /// What kubectl apply says against a manifest; a panic if nothing.
+    pub async fn refused(&self, manifest: &str) -> String {
+        let apply = ["apply", "-f", "-"];
+        let output = self.plane.kubectl_stdin(&apply, manifest).await;
+        let output = output.expect("kubectl");
+        assert!(!output.success, "applied: {manifest}");
+        output.stderr
+    }
+
     /// Waits until a field of a mirror has this value.
     pub async fn wait(&self, mirror: &str, path: &str, value: &str) {
         let condition = format!("--for=jsonpath={{{path}}}={value}");

@@ -82,6 +82,20 @@ pub async fn wait_for(
     }
 }
 
+/// Waits until there is something.
+pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let found = async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(PATIENCE, found).await;
+    in_time.unwrap_or_else(|_| panic!("still not: {what}"))
+}
+
 /// Waits until the mirror is live.
 pub async fn mirroring(mirror: &MirrorHandle) -> Progress {
     wait_for(mirror, "mirroring", |progress| {

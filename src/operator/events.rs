@@ -1,0 +1,296 @@
+//! What happened between two statuses → events, for `kubectl describe` and `kubectl events`.
+//!
+//! The transitions are found in the statuses that are written, so there is an event for what a
+//! reader of the status can see, and none for what nobody could. An event that repeats itself
+//! becomes a count on the first one.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::runtime::events::{Event, EventType, Recorder};
+
+use crate::resource::MongoMirrorStatus;
+use crate::resource::status::{Condition, ConditionStatus, Phase, VerificationStatus, condition};
+use crate::runner::words;
+
+/// Events that take longer are given up: the status says the same.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// Bytes of an event's note; Kubernetes takes 1024.
+const NOTE_BYTES: usize = 1000;
+
+/// Tells what happened. Best effort.
+pub async fn tell(
+    recorder: &Recorder,
+    of: &ObjectReference,
+    before: &MongoMirrorStatus,
+    now: &MongoMirrorStatus,
+) {
+    let all = async {
+        for event in between(before, now) {
+            if let Err(error) = recorder.publish(&event, of).await {
+                let error = words::root_cause(&error);
+                tracing::debug!(
+                    reason = event.reason,
+                    error,
+                    "an event could not be written"
+                );
+            }
+        }
+    };
+    if tokio::time::timeout(LIMIT, all).await.is_err() {
+        tracing::debug!("the API server takes no events");
+    }
+}
+
+/// What happened, in the order in which it is told.
+fn between(before: &MongoMirrorStatus, now: &MongoMirrorStatus) -> Vec<Event> {
+    let mut events = Vec::new();
+    if before.phase != now.phase {
+        events.extend(of_phase(before.phase, now));
+    }
+    match (problem(before), problem(now)) {
+        (before, Some(now)) if before.is_none_or(|before| before.reason != now.reason) => {
+            events.push(warning(&now.reason, "Mirror", &now.message));
+        }
+        (Some(_), None) if before.phase == now.phase => {
+            events.push(normal("Recovered", "Mirror", &now.message));
+        }
+        _ => {}
+    }
+    if let Some(last) = &now.verification
+        && before.verification.as_ref().map(|it| &it.time) != Some(&last.time)
+    {
+        events.push(of_verification(last, now));
+    }
+    for (type_, over) in [
+        (condition::DEGRADED, "Healed"),
+        (condition::OPLOG_HEADROOM_LOW, "OplogHeadroomSufficient"),
+    ] {
+        let Some(seen) = now.condition(type_) else {
+            continue;
+        };
+        let was = is_true(before.condition(type_));
+        match (was, is_true(Some(seen))) {
+            // The one is told as what a verification came to.
+            (false, true) if seen.reason == "DifferencesFound" => {}
+            (false, true) => {
+                let reason = match type_ {
+                    condition::OPLOG_HEADROOM_LOW => type_,
+                    _ => &seen.reason,
+                };
+                events.push(warning(reason, "Mirror", &seen.message));
+            }
+            (true, false) => events.push(normal(over, "Mirror", &seen.message)),
+            _ => {}
+        }
+    }
+    let known = |name: &String| before.unsupported.iter().any(|one| one.name == *name);
+    for new in now.unsupported.iter().filter(|one| !known(&one.name)) {
+        let note = format!("{} is not mirrored: {}", new.name, new.reason);
+        events.push(warning("NotMirrored", "Mirror", &note));
+    }
+    events
+}
+
+fn of_phase(before: Phase, now: &MongoMirrorStatus) -> Option<Event> {
+    let (reason, action) = match now.phase {
+        Phase::Pending if before == Phase::Paused => ("Resumed", "Resume"),
+        Phase::Paused => ("Paused", "Pause"),
+        Phase::Copying => ("Copying", "Copy"),
+        Phase::CatchingUp => ("CatchingUp", "Mirror"),
+        Phase::Mirroring => ("Mirroring", "Mirror"),
+        // What failed is told as a problem.
+        Phase::Pending | Phase::Failed => return None,
+    };
+    Some(normal(reason, action, &now.message))
+}
+
+/// The condition `Ready`, if it says what is wrong.
+fn problem(status: &MongoMirrorStatus) -> Option<&Condition> {
+    let retries = status
+        .condition(condition::RECONCILING)
+        .is_some_and(|seen| seen.reason == "Retrying");
+    let is_wrong = retries || is_true(status.condition(condition::STALLED));
+    status.condition(condition::READY).filter(|_| is_wrong)
+}
+
+fn of_verification(last: &VerificationStatus, now: &MongoMirrorStatus) -> Event {
+    let verified = now.condition(condition::VERIFIED);
+    let note = verified.map_or("", |verified| verified.message.as_str());
+    if last.differences == 0 {
+        normal("Verified", "Verify", note)
+    } else {
+        warning("DifferencesFound", "Verify", note)
+    }
+}
+
+fn is_true(condition: Option<&Condition>) -> bool {
+    condition.is_some_and(|condition| condition.status == ConditionStatus::True)
+}
+
+fn normal(reason: &str, action: &str, note: &str) -> Event {
+    event(EventType::Normal, reason, action, note)
+}
+
+fn warning(reason: &str, action: &str, note: &str) -> Event {
+    event(EventType::Warning, reason, action, note)
+}
+
+fn event(type_: EventType, reason: &str, action: &str, note: &str) -> Event {
+    let end = note.floor_char_boundary(NOTE_BYTES);
+    Event {
+        type_,
+        reason: reason.to_owned(),
+        note: (end > 0).then(|| note[..end].to_owned()),
+        action: action.to_owned(),
+        secondary: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resource::status::UnsupportedStatus;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use k8s_openapi::jiff::Timestamp;
+
+    fn condition(type_: &str, status: ConditionStatus, reason: &str) -> Condition {
+        Condition {
+            type_: type_.into(),
+            status,
+            reason: reason.into(),
+            message: format!("{reason}, in words"),
+            last_transition_time: Time(Timestamp::UNIX_EPOCH),
+            observed_generation: Some(1),
+        }
+    }
+
+    fn status(phase: Phase, ready: &str, reconciling: &str, is_stalled: bool) -> MongoMirrorStatus {
+        let stalled = match is_stalled {
+            true => ConditionStatus::True,
+            false => ConditionStatus::False,
+        };
+        MongoMirrorStatus {
+            phase,
+            message: "in a sentence".into(),
+            conditions: vec![
+                condition(condition::READY, ConditionStatus::Unknown, ready),
+                condition(
+                    condition::RECONCILING,
+                    ConditionStatus::Unknown,
+                    reconciling,
+                ),
+                condition(condition::STALLED, stalled, ready),
+            ],
+            ..MongoMirrorStatus::default()
+        }
+    }
+
+    fn mirroring() -> MongoMirrorStatus {
+        status(Phase::Mirroring, "Mirroring", "Mirroring", false)
+    }
+
+    fn told(before: &MongoMirrorStatus, now: &MongoMirrorStatus) -> Vec<String> {
+        let said = |event: Event| format!("{:?} {}", event.type_, event.reason);
+        between(before, now).into_iter().map(said).collect()
+    }
+
+    #[test]
+    fn nothing_is_told_when_only_numbers_move() {
+        let mut now = mirroring();
+        now.lag = "3ms".into();
+        assert!(told(&mirroring(), &now).is_empty());
+    }
+
+    #[test]
+    fn the_phases_of_a_life_are_told() {
+        let phases = [
+            Phase::Pending,
+            Phase::Copying,
+            Phase::CatchingUp,
+            Phase::Mirroring,
+            Phase::Paused,
+            Phase::Pending,
+            Phase::Mirroring,
+        ];
+        let all = phases.map(|phase| status(phase, "x", "x", false));
+        let events = all.windows(2).flat_map(|pair| told(&pair[0], &pair[1]));
+        assert_eq!(
+            events.collect::<Vec<_>>(),
+            [
+                "Normal Copying",
+                "Normal CatchingUp",
+                "Normal Mirroring",
+                "Normal Paused",
+                "Normal Resumed",
+                "Normal Mirroring"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_problem_is_told_once_and_so_is_its_end() {
+        let lost = status(Phase::Mirroring, "SourceUnreachable", "Retrying", false);
+        assert_eq!(told(&mirroring(), &lost), ["Warning SourceUnreachable"]);
+        assert!(told(&lost, &lost).is_empty());
+        assert_eq!(told(&lost, &mirroring()), ["Normal Recovered"]);
+        let failed = status(Phase::Failed, "AuthenticationFailed", "x", true);
+        assert_eq!(told(&lost, &failed), ["Warning AuthenticationFailed"]);
+    }
+
+    #[test]
+    fn what_verifications_come_to_is_told() {
+        let verified = |differences, second| {
+            let time = Time(Timestamp::from_second(second).unwrap());
+            let mut now = mirroring();
+            now.verification = Some(VerificationStatus {
+                time: time.clone(),
+                consistent_at: time,
+                collections: 1,
+                documents: 10,
+                bytes: 100,
+                differences,
+                repaired: 0,
+                duration: "1s".into(),
+            });
+            now
+        };
+        assert_eq!(told(&mirroring(), &verified(0, 1)), ["Normal Verified"]);
+        assert!(told(&verified(0, 1), &verified(0, 1)).is_empty());
+        assert_eq!(
+            told(&verified(0, 1), &verified(2, 9)),
+            ["Warning DifferencesFound"]
+        );
+    }
+
+    #[test]
+    fn what_is_abnormal_and_what_is_left_out_is_told() {
+        let abnormal = |type_, reason, status| {
+            let mut now = mirroring();
+            now.conditions.push(condition(type_, status, reason));
+            now
+        };
+        let (yes, no) = (ConditionStatus::True, ConditionStatus::False);
+        let refused = abnormal(condition::DEGRADED, "DocumentsRefused", yes);
+        let fine = abnormal(condition::DEGRADED, "AsExpected", no);
+        assert_eq!(told(&fine, &refused), ["Warning DocumentsRefused"]);
+        assert_eq!(told(&refused, &fine), ["Normal Healed"]);
+        let low = abnormal(condition::OPLOG_HEADROOM_LOW, "Low", yes);
+        assert_eq!(told(&mirroring(), &low), ["Warning OplogHeadroomLow"]);
+        let mut now = mirroring();
+        now.unsupported = vec![UnsupportedStatus {
+            name: "system.profile".into(),
+            reason: "of one server".into(),
+        }];
+        assert_eq!(told(&mirroring(), &now), ["Warning NotMirrored"]);
+        assert!(told(&now, &now).is_empty());
+    }
+
+    #[test]
+    fn a_long_note_is_cut_between_characters() {
+        let note = "ü".repeat(NOTE_BYTES);
+        let cut = normal("Mirroring", "Mirror", &note).note.unwrap();
+        assert_eq!(cut.len(), NOTE_BYTES);
+    }
+}

@@ -1,0 +1,72 @@
+//! What the API server checks beyond shapes, as CEL rules with the sentence that `kubectl apply`
+//! prints. [`validation`](super::validation) says the same for manifests that no API server sees,
+//! and for resources that are older than the rules.
+
+use kube::core::Rule;
+
+/// The target's name, with its default.
+const TARGET: &str = "(has(self.target) && has(self.target.database) ? self.target.database : \
+                      self.source.database + '_backup')";
+
+/// Whether the target has a name of its own.
+const IS_NAMED: &str = "(has(self.target) && has(self.target.database))";
+
+/// Whether the target's connection string is another one than the source's.
+const IS_ELSEWHERE: &str = "(has(self.target) && has(self.target.uriSecretRef) && \
+                            (self.target.uriSecretRef.name != self.source.uriSecretRef.name || \
+                            self.target.uriSecretRef.key != self.source.uriSecretRef.key))";
+
+/// MongoDB's own databases, and that of the mirrors' checkpoints.
+const RESERVED: &str = "['admin', 'config', 'local', 'mongomirror']";
+
+/// The source's database is the same for good.
+pub(super) fn source_stays() -> Rule {
+    Rule::new("self == oldSelf").message(
+        "the source's database cannot be changed: create another MongoMirror for it, and delete \
+         this one; its target stays where it is",
+    )
+}
+
+/// The target's database is the same for good.
+pub(super) fn target_stays() -> Rule {
+    let before = TARGET.replace("self.", "oldSelf.");
+    Rule::new(format!("{TARGET} == {before}")).message(
+        "the target's database cannot be changed: create another MongoMirror for it, and delete \
+         this one; its target stays where it is",
+    )
+}
+
+/// The source is a database of users.
+pub(super) fn source_is_a_users() -> Rule {
+    Rule::new(format!("!(self.lowerAscii() in {RESERVED})")).message(
+        "admin, config, local and mongomirror cannot be mirrored, they belong to MongoDB or to \
+         MongoMirror itself: name a database of yours",
+    )
+}
+
+/// The target is not a database of MongoDB.
+pub(super) fn target_is_a_users() -> Rule {
+    Rule::new(format!("!(self.lowerAscii() in {RESERVED})")).message(
+        "admin, config, local and mongomirror cannot be targets, they belong to MongoDB or to \
+         MongoMirror itself: write another name",
+    )
+}
+
+/// The default name of the target is not too long.
+pub(super) fn default_target_fits() -> Rule {
+    Rule::new(format!("{IS_NAMED} || size(self.source.database) <= 56")).message(
+        "the default name of the target, the source's name and \"_backup\", is longer than 63 \
+         characters: set spec.target.database",
+    )
+}
+
+/// Source and target are two databases.
+pub(super) fn two_databases() -> Rule {
+    Rule::new(format!(
+        "{IS_ELSEWHERE} || {TARGET}.lowerAscii() != self.source.database.lowerAscii()"
+    ))
+    .message(
+        "source and target are the same database of the same deployment: set \
+         spec.target.database to another name, or spec.target.uriSecretRef to another deployment",
+    )
+}
