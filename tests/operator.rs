@@ -230,6 +230,29 @@ async fn users_ask_for_documents_and_verifications_and_a_deleted_mirror_arms_its
     assert!(refused.ends_with(r#"{"documents":[]}"#), "{refused}");
     assert_equal(&source, &target).await;
 
+    // The same by annotations.
+    copies.delete_one(doc! {"_id": 9}).await.unwrap();
+    let wish = r#"mongomirror.dev/sync={"collection": "orders", "filter": {"_id": {"$lt": 10}}}"#;
+    let annotate = ["annotate", "mgm", "shop", wish, "mongomirror.dev/verify=1"];
+    cluster.kubectl(&annotate).await;
+    for kind in ["Sync", "Verify"] {
+        let state = format!(".status.requests[?(@.kind==\"{kind}\")].state");
+        cluster.wait("shop", &state, "Done").await;
+    }
+    let result = |kind: &str| format!(".status.requests[?(@.kind==\"{kind}\")].result");
+    let synced = cluster.field("shop", &result("Sync")).await;
+    assert_eq!(
+        synced,
+        "10 matched: 1 written, 0 deleted, 9 unchanged, 0 refused"
+    );
+    let verified = cluster.field("shop", &result("Verify")).await;
+    assert!(verified.starts_with("50 documents compared"), "{verified}");
+    assert_equal(&source, &target).await;
+    let again = ["annotate", "--overwrite", "mgm", "shop", "mongomirror.dev/sync=now"];
+    cluster.kubectl(&again).await;
+    let state = ".status.requests[?(@.kind==\"Sync\")].state";
+    cluster.wait("shop", state, "Refused").await;
+
     // What is left of the oplog is told by an operator that has only known the mirror paused.
     let off = r#"{"spec":{"enabled":false}}"#;
     cluster

@@ -22,6 +22,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::asked::{self, Asked, Wishes};
 use super::backoff::Backoff;
 use super::publish::Publisher;
 use super::report;
@@ -66,6 +67,7 @@ pub struct Keeper {
     secrets: SecretReader,
     resource: Option<Identity>,
     publisher: Option<Publisher>,
+    asked: Asked,
     backoff: Backoff,
 }
 
@@ -74,6 +76,7 @@ pub struct Keeper {
 struct Identity {
     uid: String,
     generation: i64,
+    wishes: Wishes,
     status: MongoMirrorStatus,
 }
 
@@ -112,6 +115,7 @@ impl Keeper {
             context,
             resource: None,
             publisher: None,
+            asked: Asked::default(),
             backoff: Backoff::default(),
         }
     }
@@ -185,6 +189,7 @@ impl Keeper {
         let identity = Identity {
             uid: meta.uid.clone().unwrap_or_default(),
             generation: meta.generation.unwrap_or_default(),
+            wishes: asked::wishes(meta.annotations.as_ref()),
             status: object
                 .0
                 .as_ref()
@@ -229,12 +234,16 @@ impl Keeper {
                 resource.status.clone(),
             )),
         };
-        let status = report::status(
-            &snapshot,
-            resource.generation,
-            publisher.written(),
-            SystemTime::now(),
+        let now = SystemTime::now();
+        let mirror = self.context.registry.requests(self.slot.key()).ok();
+        let written = publisher.written();
+        let requests = self.asked.attend(
+            &resource.wishes,
+            &written.requests,
+            mirror.as_ref(),
+            Instant::now(),
         );
+        let status = report::status(&snapshot, resource.generation, written, requests, now);
         let due = publisher.publish(status).await;
         due.map_or(look_again, |due| due.min(look_again))
     }
@@ -336,6 +345,7 @@ mod tests {
         Identity {
             uid: "u".into(),
             generation: 1,
+            wishes: Wishes::new(),
             status: MongoMirrorStatus::default(),
         }
     }

@@ -10,7 +10,9 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder};
 
 use crate::resource::MongoMirrorStatus;
-use crate::resource::status::{Condition, ConditionStatus, Phase, VerificationStatus, condition};
+use crate::resource::status::{
+    Condition, ConditionStatus, Phase, RequestKind, RequestState, VerificationStatus, condition,
+};
 use crate::runner::words;
 
 /// Events that take longer are given up: the status says the same.
@@ -84,6 +86,17 @@ fn between(before: &MongoMirrorStatus, now: &MongoMirrorStatus) -> Vec<Event> {
             (true, false) => events.push(normal(over, "Mirror", &seen.message)),
             _ => {}
         }
+    }
+    for one in now.requests.iter().filter(|one| one.state.is_over()) {
+        if before.requests.contains(one) {
+            continue;
+        }
+        events.extend(match (one.kind, one.state) {
+            (_, RequestState::Refused) => Some(warning("RequestRefused", "Ask", &one.result)),
+            (RequestKind::Sync, _) => Some(normal("Synced", "Ask", &one.result)),
+            // What it came to is told as such.
+            (RequestKind::Verify, _) => None,
+        });
     }
     let known = |name: &String| before.unsupported.iter().any(|one| one.name == *name);
     for new in now.unsupported.iter().filter(|one| !known(&one.name)) {

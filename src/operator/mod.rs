@@ -6,10 +6,12 @@
 //!
 //! - [`controller`]: the keeper and its stages
 //! - [`secrets`]: Secrets, watched by metadata, read when needed
+//! - [`asked`]: what users ask for by annotations
 //! - [`report`], [`conditions`]: progress → status
 //! - [`publish`]: when and how a status is written
 //! - [`events`]: what happened between two statuses
 
+mod asked;
 pub mod backoff;
 pub mod conditions;
 pub mod controller;
@@ -275,7 +277,9 @@ where
         .modify(|object| {
             // The bulk of a Secret's metadata, and of no use here.
             object.meta_mut().managed_fields = None;
-            object.meta_mut().annotations = None;
+            if let Some(annotations) = &mut object.meta_mut().annotations {
+                annotations.retain(|name, _| name.starts_with(asked::PREFIX));
+            }
         })
         .default_backoff()
 }

@@ -181,6 +181,7 @@ fn haste(written: &MongoMirrorStatus, wanted: &MongoMirrorStatus) -> Haste {
         || written.enabled != wanted.enabled
         || written.connected != wanted.connected
         || written.db_name != wanted.db_name
+        || written.requests != wanted.requests
         || outline(&written.conditions) != outline(&wanted.conditions);
     if happened {
         return Haste::Now;

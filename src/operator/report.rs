@@ -9,7 +9,7 @@ use crate::engine::headroom::Headroom;
 use crate::engine::progress::{self, InitialSync, VerificationResult};
 use crate::resource::status::{
     ApplyForm, ConditionStatus, InitialSyncStatus, MongoMirrorStatus, OplogHeadroomStatus, Phase,
-    UNKNOWN_LAG, UnsupportedStatus, VerificationStatus, condition,
+    RequestStatus, UNKNOWN_LAG, UnsupportedStatus, VerificationStatus, condition,
 };
 use crate::runner::registry::Snapshot;
 use crate::runner::words;
@@ -24,11 +24,12 @@ const MEASURED_AGAIN: i64 = 300;
 ///
 /// `previous` is the status that the resource has. What a stopped mirror cannot tell (as of when
 /// the target is consistent, how the copy went) stays what it was, if it is about the same two
-/// databases.
+/// databases. `requests` is what was asked for by annotations.
 pub fn status(
     snapshot: &Snapshot,
     generation: i64,
     previous: &MongoMirrorStatus,
+    requests: Vec<RequestStatus>,
     now: SystemTime,
 ) -> MongoMirrorStatus {
     let progress = &snapshot.progress;
@@ -98,6 +99,7 @@ pub fn status(
         },
         apply_form: progress.apply_form.map(apply_form).or(past.apply_form),
         oplog_headroom: oplog_headroom(progress.headroom.as_ref(), past.oplog_headroom.as_ref()),
+        requests,
         conditions,
     }
 }
@@ -240,7 +242,7 @@ mod tests {
     }
 
     fn status_of(progress: Progress, previous: &MongoMirrorStatus) -> MongoMirrorStatus {
-        status(&snapshot(listing(progress)), 3, previous, now())
+        status(&snapshot(listing(progress)), 3, previous, Vec::new(), now())
     }
 
     fn condition<'a>(status: &'a MongoMirrorStatus, type_: &str) -> &'a Condition {
@@ -353,7 +355,7 @@ mod tests {
         let before = status_of(consistent(), &MongoMirrorStatus::default());
         let mut paused = listing(at_rest(Progress::default(), progress::Phase::Paused));
         paused.enabled = false;
-        let status = status(&snapshot(paused), 4, &before, now());
+        let status = status(&snapshot(paused), 4, &before, Vec::new(), now());
         assert_eq!(
             summary(&status),
             "Ready=True/Suspended SourceConnected=False/Suspended \
@@ -404,7 +406,13 @@ mod tests {
             let progress = at_rest(Progress::default(), phase);
             let mut listing = listing(progress);
             listing.problem = Some(problem);
-            status(&snapshot(listing), 3, &MongoMirrorStatus::default(), now())
+            status(
+                &snapshot(listing),
+                3,
+                &MongoMirrorStatus::default(),
+                Vec::new(),
+                now(),
+            )
         };
         let stalled = with(problem("TargetForbidden", true), progress::Phase::Failed);
         assert_eq!(
@@ -451,7 +459,13 @@ mod tests {
     fn a_mirror_that_lost_its_secret_still_replicates() {
         let mut listing = listing(consistent());
         listing.problem = Some(problem("SecretNotFound", false));
-        let status = status(&snapshot(listing), 3, &MongoMirrorStatus::default(), now());
+        let status = status(
+            &snapshot(listing),
+            3,
+            &MongoMirrorStatus::default(),
+            Vec::new(),
+            now(),
+        );
         assert_eq!(
             condition(&status, condition::READY).reason,
             "SecretNotFound"
@@ -471,7 +485,7 @@ mod tests {
         progress.measured_at = Some(later);
         progress.target.set(false, "gone");
         let snapshot = Snapshot::new(MirrorKey::new("n", "m"), listing(progress), later);
-        let second = status(&snapshot, 3, &first, later);
+        let second = status(&snapshot, 3, &first, Vec::new(), later);
         let since = |status: &MongoMirrorStatus, type_| {
             condition(status, type_).last_transition_time.clone()
         };

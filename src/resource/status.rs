@@ -88,6 +88,13 @@ pub struct MongoMirrorStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oplog_headroom: Option<OplogHeadroomStatus>,
 
+    /// What was asked for by the annotations `mongomirror.dev/verify` and `mongomirror.dev/sync`, and
+    /// what came of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["kind".into()]))]
+    pub requests: Vec<RequestStatus>,
+
     /// Observations of the mirror's state. Ready: it does what the spec asks for.
     /// SourceConnected, TargetConnected: that side answers. InitialSyncCompleted: everything is
     /// copied. Replicating: changes of the source are being applied. Verified: the last comparison of
@@ -121,6 +128,7 @@ impl Default for MongoMirrorStatus {
             quarantined_documents: 0,
             apply_form: None,
             oplog_headroom: None,
+            requests: Vec::new(),
             conditions: Vec::new(),
         }
     }
@@ -261,6 +269,70 @@ pub struct OplogHeadroomStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "time")]
     pub measured_at: Option<Time>,
+}
+
+/// Something that an annotation asks for.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct RequestStatus {
+    /// Verify: compare both sides. Sync: put documents right.
+    pub kind: RequestKind,
+    /// The annotation's value. It is done once; another value asks again.
+    #[schemars(length(max = 1024))]
+    pub token: String,
+    /// Waiting: it cannot be done now, `result` says why; it is tried again. Running, Done, Refused.
+    pub state: RequestState,
+    /// What came of it, or why not.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 4096))]
+    pub result: String,
+    /// Since when that is so.
+    #[schemars(schema_with = "time")]
+    pub time: Time,
+}
+
+/// What can be asked for by annotations.
+#[derive(
+    Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord,
+)]
+pub enum RequestKind {
+    /// Compare both sides.
+    Verify,
+    /// Put documents right.
+    Sync,
+}
+
+impl RequestKind {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Verify, Self::Sync];
+
+    /// The annotation's name, without the prefix.
+    pub fn annotation(self) -> &'static str {
+        match self {
+            Self::Verify => "verify",
+            Self::Sync => "sync",
+        }
+    }
+}
+
+/// How far a request is.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestState {
+    /// It cannot be done now, and is tried again.
+    Waiting,
+    /// It is under way.
+    Running,
+    /// It is done.
+    Done,
+    /// It cannot be done.
+    Refused,
+}
+
+impl RequestState {
+    /// Whether nothing more comes of it.
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Done | Self::Refused)
+    }
 }
 
 /// One observation of the mirror's state.
