@@ -538,3 +538,23 @@ async fn options_of_every_kind_arrive_by_the_copy_and_by_the_stream() {
     assert_eq!(progress.totals.repaired, 0);
     mirror.stop().await;
 }
+
+/// A server before 6.0.27 tells nobody (docs/limits.md).
+#[tokio::test(flavor = "multi_thread")]
+async fn views_go_with_the_collection_of_their_definitions() {
+    let builder = ReplicaSet::builder().version(Version::V6_0_27);
+    let set = builder.start().await.unwrap();
+    let client = set.client().await.unwrap();
+    let (source, target) = (client.database("shop"), client.database("shop_backup"));
+    fill(&source, "orders", 0, 10).await;
+    let view = |name: &str| doc! {"create": name, "viewOn": "orders", "pipeline": []};
+    run(&source, view("one")).await;
+    let mirror = MirrorHandle::start(config(&set.uri(), &set.uri(), "shop"));
+    mirroring(&mirror).await;
+    run(&source, view("two")).await;
+    run(&source, doc! {"drop": "system.views"}).await;
+    run(&source, view("three")).await;
+    caught_up(&mirror, &client).await;
+    assert_equal(&source, &target).await;
+    mirror.stop().await;
+}

@@ -160,6 +160,36 @@ async fn a_transaction_larger_than_the_memory_budget_arrives_as_a_whole() {
     assert_eq!(last.totals.repaired, 0);
 }
 
+/// Found by the fuzzer (seed 950092): what no transaction may write is announced in the checkpoint,
+/// and the target's transaction, begun some pieces before, would conflict with that for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn capped_documents_right_behind_a_transaction_in_pieces_arrive() {
+    let set = ReplicaSet::builder().cache_gb(1.0).start().await.unwrap();
+    let client = set.client().await.unwrap();
+    let (source, target) = (client.database("shop"), client.database("shop_backup"));
+    let ring = doc! {"create": "ring", "capped": true, "size": 1 << 20};
+    source.run_command(ring).await.unwrap();
+    fill(&source, "orders", 0, 10).await;
+    let mut config = config(&set.uri(), &set.uri(), "shop");
+    config.limits.memory_bytes = 1 << 20;
+    let mirror = MirrorHandle::start(config.clone());
+    mirroring(&mirror).await;
+    // So that both come in one reply.
+    mirror.stop().await;
+    let mut session = client.start_session().await.unwrap();
+    session.start_transaction().await.unwrap();
+    let orders = source.collection::<Document>("orders");
+    let documents = (0..3000).map(|n| order(10_000 + n));
+    let insert = orders.insert_many(documents).session(&mut session);
+    insert.await.unwrap();
+    session.commit_transaction().await.unwrap();
+    fill(&source, "ring", 0, 10).await;
+    let mirror = MirrorHandle::start(config);
+    caught_up(&mirror, &client).await;
+    assert_equal(&source, &target).await;
+    assert_eq!(mirror.stop().await.totals.retries, 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn thousands_of_array_updates_of_one_document_in_a_backlog_arrive() {
     let set = ReplicaSet::builder().start().await.unwrap();

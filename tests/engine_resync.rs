@@ -296,6 +296,45 @@ async fn created_when_it_died(create: Document) {
     mirror.stop().await;
 }
 
+/// A stream from a time that is still to come opens, and skips everything up to it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_has_gone_back_behind_the_position_is_compared() {
+    let source = ReplicaSet::builder().start().await.unwrap();
+    let target = ReplicaSet::builder().start().await.unwrap();
+    let (config, client) = forgotten(&source, &target).await;
+    let copy = target.client().await.unwrap();
+    let (shop, backup) = (client.database("shop"), copy.database("shop_backup"));
+    let checkpoints = copy
+        .database("mongomirror")
+        .collection::<Document>("checkpoints");
+    let time = SystemTime::now() + std::time::Duration::from_secs(3600);
+    let seconds = time
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap()
+        .as_secs();
+    let ahead = bson::Timestamp {
+        time: u32::try_from(seconds).unwrap(),
+        increment: 1,
+    };
+    let position = doc! {"position": {"time": ahead, "at": ahead}};
+    let set = checkpoints.update_one(doc! {}, doc! {"$set": position});
+    assert_eq!(set.await.unwrap().modified_count, 1);
+    common::fill(&shop, "orders", 90_000, 10).await;
+    let stop = MirrorConfig {
+        on_history_lost: OnHistoryLost::Stop,
+        ..config.clone()
+    };
+    let mirror = MirrorHandle::start(stop);
+    common::faults::has_problem(&mirror, &["HistoryLost"]).await;
+    mirror.stop().await;
+    let mirror = MirrorHandle::start(config);
+    wait_for(&mirror, "compared", |now| now.totals.resyncs == 1).await;
+    mirroring(&mirror).await;
+    caught_up(&mirror, &client).await;
+    assert_equal(&shop, &backup).await;
+    mirror.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_strangers_collection_is_not_dropped_by_a_comparison() {
     let source = forgetful().await;

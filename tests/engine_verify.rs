@@ -506,3 +506,35 @@ async fn a_target_that_somebody_has_armed_is_disarmed() {
     assert_eq!(left.iter().find_map(after), Some(i32::MAX), "{left:?}");
     mirror.stop().await;
 }
+
+/// What clients write by `applyOps` is in no change stream (docs/limits.md).
+#[tokio::test(flavor = "multi_thread")]
+async fn what_change_streams_do_not_show_is_found() {
+    for version in Version::ALL {
+        let set = ReplicaSet::builder()
+            .version(version)
+            .start()
+            .await
+            .unwrap();
+        let client = set.client().await.unwrap();
+        let (source, target) = (client.database("shop"), client.database("shop_backup"));
+        quiet(&source).await;
+        let mirror = MirrorHandle::start(config(&set.uri(), &set.uri(), "shop"));
+        wait_for(&mirror, "verified", |now| now.verification.last.is_some()).await;
+        let insert = |id: i32| doc! {"op": "i", "ns": "shop.quiet", "o": {"_id": id}};
+        let operations = [insert(70_001), insert(70_002)];
+        let apply = doc! {"applyOps": operations.to_vec()};
+        client.database("admin").run_command(apply).await.unwrap();
+        caught_up(&mirror, &client).await;
+        let copies = target.collection::<Document>("quiet");
+        let there = copies.find_one(doc! {"_id": 70_001}).await.unwrap();
+        assert_eq!(
+            there, None,
+            "change streams show it: docs/limits.md is out of date"
+        );
+        let last = verify(&mirror).await;
+        assert_eq!((last.differences, last.repaired), (2, 2), "{last:?}");
+        assert_equal(&source, &target).await;
+        mirror.stop().await;
+    }
+}

@@ -248,7 +248,13 @@ async fn users_ask_for_documents_and_verifications_and_a_deleted_mirror_arms_its
     let verified = cluster.field("shop", &result("Verify")).await;
     assert!(verified.starts_with("50 documents compared"), "{verified}");
     assert_equal(&source, &target).await;
-    let again = ["annotate", "--overwrite", "mgm", "shop", "mongomirror.dev/sync=now"];
+    let again = [
+        "annotate",
+        "--overwrite",
+        "mgm",
+        "shop",
+        "mongomirror.dev/sync=now",
+    ];
     cluster.kubectl(&again).await;
     let state = ".status.requests[?(@.kind==\"Sync\")].state";
     cluster.wait("shop", state, "Refused").await;

@@ -148,17 +148,34 @@ pub async fn list(db: &Database, side: Side) -> Result<Vec<Listed>> {
                     .and_then(|info| info.get("uuid"))
                     .and_then(uuid_of),
                 kind: document.get_str("type").unwrap_or("collection").to_owned(),
-                options: document
-                    .get_document("options")
-                    .cloned()
-                    .unwrap_or_default()
-                    .into(),
+                options: options_listed(&document).into(),
             })
         })
         .collect();
     listed.sort_by(|a, b| a.name.cmp(&b.name));
     note_faceless(&mut listed);
     Ok(listed)
+}
+
+/// A collection's options; that its index on `_id` is of the first version is one of them.
+fn options_listed(listed: &Document) -> Document {
+    let mut options = listed.get_document("options").cloned().unwrap_or_default();
+    if let Ok(index) = listed.get_document("idIndex")
+        && number(index, "v") == 1
+    {
+        options.insert("idIndex", index.clone());
+    }
+    options
+}
+
+/// The options of a collection as its event describes them. An index on `_id` that is not named is
+/// of the first version, unless there is none at all.
+pub fn options_told(mut described: Document) -> Document {
+    let has_none = ["clusteredIndex", "viewOn", "idIndex"];
+    if has_none.iter().all(|name| !described.contains_key(name)) {
+        described.insert("idIndex", doc! {"v": 1});
+    }
+    described
 }
 
 /// Lists a collection's indexes without the one on `_id`, and without those that are still being
@@ -202,8 +219,14 @@ pub fn target_options(options: &Document) -> Document {
 /// Options without what has a meaning on one server only (`facts` mongodb 1.3).
 pub fn portable_options(options: &Document) -> Document {
     let mut target = options.clone();
+    let id_index = target.get_document("idIndex");
+    let is_old = id_index.is_ok_and(|index| number(index, "v") == 1);
     for internal in ["uuid", "temp", "idIndex", "autoIndexId"] {
         target.remove(internal);
+    }
+    if is_old {
+        let first = doc! {"v": 1, "key": {"_id": 1}, "name": "_id_"};
+        target.insert("idIndex", first);
     }
     strip_collation_version(&mut target);
     if let Ok(series) = target.get_document_mut("timeseries") {
@@ -290,6 +313,14 @@ pub fn whole_index(index: &Document, collated: bool) -> Document {
         target.insert("collation", doc! {"locale": "simple"});
     }
     strip_collation_version(&mut target);
+    // The index of a time series as it was specified: servers keep that beside the one on its
+    // buckets, with a collation of its own.
+    if let Ok(original) = target.get_document_mut("originalSpec") {
+        if collated && !original.contains_key("collation") {
+            original.insert("collation", doc! {"locale": "simple"});
+        }
+        strip_collation_version(original);
+    }
     target
 }
 

@@ -188,8 +188,8 @@ pub enum Error {
     },
     /// The oplog no longer reaches back to the position.
     #[error(
-        "the source's oplog no longer reaches back to {position}, the mirror's position, so the \
-         missing changes cannot be read: set spec.onHistoryLost to Resync to compare both sides and \
+        "the source's oplog no longer reaches back to {position}, the mirror's position, or not yet \
+         to it, as after it was restored from a backup; so the missing changes cannot be read: set spec.onHistoryLost to Resync to compare both sides and \
          write what differs, and give the source a larger oplog"
     )]
     HistoryLost {

@@ -172,11 +172,6 @@ async fn source(version: Version, name: &str) -> (MirrorConfig, Source, Database
 /// The cases one after the other while the mirror is live; equal after each. Then the mirror is
 /// sent back to where it was before all of them, twice, and meets every event again.
 pub async fn after_the_copy(version: Version, name: &str, cases: &[Case]) {
-    after_the_copy_and_again(version, name, cases, 2).await;
-}
-
-/// The same, sent back so many times.
-pub async fn after_the_copy_and_again(version: Version, name: &str, cases: &[Case], times: u32) {
     let (config, source, target) = source(version, name).await;
     for case in cases {
         source.carry_out(case.name, &case.before).await;
@@ -194,7 +189,7 @@ pub async fn after_the_copy_and_again(version: Version, name: &str, cases: &[Cas
         source.assert_mirrored(&target).await;
     }
     mirror.stop().await;
-    for time in 1..=times {
+    for time in 1..=2 {
         eprintln!("all of it again, time {time}");
         set_position(&source.client, &config, &before).await;
         let mirror = MirrorHandle::start(config.clone());

@@ -284,7 +284,8 @@ pub async fn errors_are_survived(side: Side, commands: &[(&str, Cause)]) {
     let mut cases = Vec::new();
     for (f, failure) in failures.iter().enumerate() {
         for (c, (command, cause)) in commands.iter().enumerate() {
-            let waits = side == Side::Target && WAITING.contains(command);
+            let is_outside = matches!(cause, Cause::Capped);
+            let waits = side == Side::Target && (is_outside || WAITING.contains(command));
             let can_be = matches!(failure, Failure::Refused(_)) || waits;
             if can_be && picked(f + c, seed) {
                 cases.push((*failure, *command, *cause));

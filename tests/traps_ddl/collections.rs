@@ -10,6 +10,10 @@ use crate::steps::{caseless, create, drop_collection, index};
 pub fn options() -> Vec<(&'static str, Document)> {
     vec![
         ("plain", doc! {}),
+        (
+            "of an old version",
+            doc! {"idIndex": {"v": 1, "key": {"_id": 1}, "name": "_id_"}},
+        ),
         ("collated", caseless()),
         (
             "validated",

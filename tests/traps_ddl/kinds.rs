@@ -110,6 +110,28 @@ pub fn special() -> Vec<Case> {
             ],
         ),
         case(
+            "a time series with a collation, indexed by measurements",
+            [],
+            [
+                create(
+                    "s4",
+                    doc! {
+                        "timeseries": {"timeField": "when", "metaField": "k"},
+                        "collation": {"locale": "de", "strength": 1},
+                    },
+                ),
+                Fill("s4", 0, 10),
+                index(
+                    "s4",
+                    [
+                        doc! {"key": {"n": 1}, "name": "inherited"},
+                        doc! {"key": {"m": 1}, "name": "simple", "collation": {"locale": "simple"}},
+                    ],
+                ),
+                Fill("s4", 10, 10),
+            ],
+        ),
+        case(
             "a time series, dropped and made again",
             [series("s2"), Fill("s2", 0, 60)],
             [

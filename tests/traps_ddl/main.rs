@@ -12,9 +12,7 @@ mod views;
 
 use bson::{Document, doc};
 use common::ddl::Step::{Fill, Run};
-use common::ddl::{
-    after_the_copy, after_the_copy_and_again, case, cut_off, during_the_copy, names,
-};
+use common::ddl::{after_the_copy, case, cut_off, during_the_copy, names};
 use common::servers::shared;
 use common::{
     assert_equal, assert_equal_within, caught_up, config, fresh_seed, mirroring, wait_for,
@@ -54,8 +52,7 @@ on_both_versions!(
 );
 
 async fn kinds_of_collections_after_the_copy(version: Version) {
-    // What may not be repeated is copied anew, which takes its time.
-    after_the_copy_and_again(version, "kinds", &kinds::special(), 1).await;
+    after_the_copy(version, "kinds", &kinds::special()).await;
 }
 
 async fn kinds_of_collections_during_the_copy(version: Version) {

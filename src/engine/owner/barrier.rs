@@ -11,7 +11,7 @@ use crate::engine::apply::ddl;
 use crate::engine::apply::gather::CollectionIndex;
 use crate::engine::apply::indexes::tend;
 use crate::engine::catalog::{
-    FACELESS_REASON, TTL_DISARMED, list, modify_options, target_options, unsupported,
+    FACELESS_REASON, TTL_DISARMED, list, modify_options, options_told, target_options, unsupported,
 };
 use crate::engine::error::{Error, Result, Side, code};
 use crate::engine::plan::{name_as_uuid, selects};
@@ -99,7 +99,7 @@ impl Owner<'_> {
         if !self.takes_part(name) || self.known(event).is_some() {
             return Ok(());
         }
-        let options = description(event)?;
+        let options = options_told(description(event)?);
         let Some(uuid) = event.uuid else {
             if options.get_str("viewOn").is_ok_and(is_buckets) {
                 return self.face_created(name).await;
@@ -165,6 +165,9 @@ impl Owner<'_> {
     }
 
     async fn dropped(&mut self, event: &Event<'_>) -> Result<()> {
+        if event.collection == "system.views" {
+            return self.views_dropped().await;
+        }
         let Some(uuid) = event.uuid else {
             // A view, or the face of a time-series collection, which goes with its buckets.
             let name = event.collection;
@@ -204,12 +207,18 @@ impl Owner<'_> {
 
     /// The database is gone: what is left of it are views, of which no drop is announced.
     async fn database_dropped(&mut self) -> Result<()> {
+        self.views_dropped().await?;
+        self.plan.catalog.forget_left_out();
+        Ok(())
+    }
+
+    /// They go with the collection that holds their definitions.
+    async fn views_dropped(&mut self) -> Result<()> {
         for there in list(&self.plan.target.db, Side::Target).await? {
             if there.kind == "view" {
                 ddl::drop(&self.plan.target, &there.name).await?;
             }
         }
-        self.plan.catalog.forget_left_out();
         Ok(())
     }
 

@@ -30,6 +30,12 @@ impl Owner<'_> {
             };
             if !goes_on {
                 self.open = None;
+                if self.in_pieces {
+                    // The last piece is written by itself: what no transaction may write is
+                    // announced in the checkpoint, which the open one would conflict with then.
+                    paused = Some(Pause::Full);
+                    break;
+                }
                 let reached = last.map_or(self.position.time, |(time, _)| time);
                 if self.may_hold(reached, Some(event.time)) {
                     paused = Some(Pause::Hold);

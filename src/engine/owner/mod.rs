@@ -391,6 +391,8 @@ impl<'a> Owner<'a> {
                     self.paused = None;
                 }
                 None if idle && self.is_between_changes() => self.stand_still().await?,
+                // Behind a transaction in pieces nothing goes on before its last piece does.
+                Some(Pause::Full) if self.in_pieces && self.open.is_none() => return Ok(()),
                 // Ranges that are done stay in it until the last piece of a large transaction.
                 Some(Pause::Full) if !self.gather.has_documents() => self.paused = None,
                 Some(Pause::Waiting) if self.waiting_bytes < self.share(EIGHTHS.2) => {

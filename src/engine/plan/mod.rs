@@ -19,7 +19,7 @@ use crate::engine::catalog::{self, Catalog, Listed, Possible, has_clock, target_
 use crate::engine::command::Commands;
 use crate::engine::config::MirrorConfig;
 use crate::engine::connection::members;
-use crate::engine::connection::probe::{TargetAbilities, target_abilities};
+use crate::engine::connection::probe::{TargetAbilities, operation_time, target_abilities};
 use crate::engine::copy::ranges::Ranges;
 use crate::engine::copy::split::{Size, size};
 use crate::engine::error::{Error, Result, Side};
@@ -211,6 +211,12 @@ pub async fn prepare(
 impl Planned {
     /// Goes on from the checkpoint.
     async fn resume(&mut self, config: &MirrorConfig, position: Position) -> Result<()> {
+        // What was read is held by a majority, so only a source that was restored has less. Its
+        // stream would open, and skip everything up to the position (`facts` mongodb 5.1).
+        if position.time > operation_time(self.source.client(), Side::Source).await? {
+            let position = position.time;
+            return Err(Error::HistoryLost { position });
+        }
         self.position = position;
         self.state.claim_ranges(self.epoch).await?;
         let catalog = self.state.load_catalog().await?;
