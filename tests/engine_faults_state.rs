@@ -13,7 +13,7 @@ use mongomirror::engine::progress::Problem;
 use mongomirror::runner::MirrorHandle;
 use testbed::ReplicaSet;
 
-const STATE: [&str; 3] = ["checkpoints", "catalog", "ranges"];
+const STATE: [&str; 4] = ["checkpoints", "catalog", "ranges", "quarantine"];
 
 async fn all_of(state: &Database, name: &str) -> Vec<Document> {
     let collection = state.collection::<Document>(name);
@@ -57,6 +57,7 @@ enum Damage {
     Set(&'static str, Document),
     Unset(&'static str, &'static str),
     Remove(&'static str, Document),
+    Insert(&'static str, Document),
 }
 
 impl Damage {
@@ -87,6 +88,11 @@ impl Damage {
                     .await
                     .unwrap()
                     .deleted_count
+            }
+            Self::Insert(name, document) => {
+                let collection = state.collection::<Document>(name);
+                collection.insert_one(document.clone()).await.unwrap();
+                1
             }
         };
         assert!(changed > 0, "the damage was done");
@@ -240,6 +246,23 @@ async fn a_damaged_checkpoint_or_catalog_is_refused() {
             damaged,
         ),
     ];
+    let known = all_of(&client.database("mongomirror"), "catalog").await;
+    let uuid = known[0].get_document("_id").unwrap().get("u").unwrap();
+    let id = bson::Binary {
+        subtype: bson::spec::BinarySubtype::Generic,
+        bytes: vec![0x10, 7, 0, 0, 0],
+    };
+    let refused = doc! {
+        "_id": {"t": "shop_backup", "u": uuid, "id": id},
+        "collection": "orders", "document": "7", "reason": "it is so", "attempts": 1_i64,
+        "first": bson::DateTime::now(), "last": bson::DateTime::now(),
+    };
+    let mut table = table;
+    table.push((
+        "a refused document without a time",
+        Damage::Insert("quarantine", refused),
+        damaged,
+    ));
     refuses(&client, &config, table).await;
 
     // What was put back is as good as before.

@@ -558,3 +558,43 @@ async fn views_go_with_the_collection_of_their_definitions() {
     assert_equal(&source, &target).await;
     mirror.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_needs_the_internal_flags_is_left_out_without_them() {
+    let set = ReplicaSet::builder().start().await.unwrap();
+    let client = set.client().await.unwrap();
+    let (source, target) = (client.database("shop"), client.database("shop_backup"));
+    fill(&source, "orders", 0, 10).await;
+    run(
+        &source,
+        doc! {"create": "ring", "capped": true, "size": 4096},
+    )
+    .await;
+    run(
+        &source,
+        doc! {"create": "readings", "timeseries": {"timeField": "at"}},
+    )
+    .await;
+    let script = doc! {"_id": "f", "value": 1};
+    run(&source, doc! {"insert": "system.js", "documents": [script]}).await;
+    let mut config = config(&set.uri(), &set.uri(), "shop");
+    config.limits.internal_delta = false;
+    let mirror = MirrorHandle::start(config);
+    mirroring(&mirror).await;
+    run(
+        &source,
+        doc! {"create": "later", "capped": true, "size": 4096},
+    )
+    .await;
+    fill(&source, "orders", 10, 10).await;
+    let now = caught_up(&mirror, &client).await;
+    let mut told: Vec<&str> = now.unsupported.iter().map(|it| it.name.as_str()).collect();
+    told.sort_unstable();
+    assert_eq!(told, ["later", "readings", "ring", "system.js"]);
+    for one in &now.unsupported {
+        assert!(one.reason.contains("internal flags"), "{one:?}");
+    }
+    assert_eq!(target.list_collection_names().await.unwrap(), ["orders"]);
+    common::assert_equal_within(&source, &target, |name| name == "orders").await;
+    mirror.stop().await;
+}

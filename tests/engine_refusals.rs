@@ -140,3 +140,31 @@ async fn the_documented_roles_are_enough() {
         .collect();
     assert_eq!(left_out, ["readings"]);
 }
+
+/// Without the right to read its id, a source is known by its name.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_source_of_the_same_name_is_refused() {
+    let start = async |collection: &str| {
+        let builder = ReplicaSet::builder().auth(true).name("same");
+        let set = builder.start().await.unwrap();
+        let read = doc! {"role": "read", "db": "shop"};
+        set.create_user("reader", "r", [read.into()]).await.unwrap();
+        let shop = set.client().await.unwrap().database("shop");
+        common::fill(&shop, collection, 0, 10).await;
+        set
+    };
+    let (first, second) = (start("orders").await, start("others").await);
+    let target = ReplicaSet::builder().start().await.unwrap();
+    let of = |set: &ReplicaSet| config(&set.uri_as("reader", "r"), &target.uri(), "shop");
+    let mirror = MirrorHandle::start(of(&first));
+    mirroring(&mirror).await;
+    mirror.stop().await;
+    let problem = problem_of(of(&second)).await;
+    assert_eq!(problem.reason, "SourceReplaced", "{}", problem.message);
+    assert!(problem.needs_human);
+    let copy = target.client().await.unwrap().database("shop_backup");
+    assert_eq!(copy.list_collection_names().await.unwrap(), ["orders"]);
+    let mirror = MirrorHandle::start(of(&first));
+    mirroring(&mirror).await;
+    mirror.stop().await;
+}

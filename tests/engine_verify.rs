@@ -251,6 +251,57 @@ async fn a_user_has_chosen_documents_put_right_now() {
     mirror.stop().await;
 }
 
+/// What is asked for keeps its place among the changes of the source.
+#[tokio::test(flavor = "multi_thread")]
+async fn documents_that_change_meanwhile_are_put_right_and_lose_nothing() {
+    let seed = fresh_seed();
+    let set = ReplicaSet::builder().start().await.unwrap();
+    let client = set.client().await.unwrap();
+    let (source, target) = (client.database("shop"), client.database("shop_backup"));
+    fill(&client, "shop", seed, 500).await;
+    let ring = doc! {"create": "ring", "capped": true, "size": 1 << 20};
+    source.run_command(ring).await.unwrap();
+    let mirror = MirrorHandle::start(config(&set.uri(), &set.uri(), "shop"));
+    wait_for(&mirror, "verified", |now| now.verification.last.is_some()).await;
+    let workload = Workload::start(&client, "shop", seed, 3, true);
+    let copies = target.collection::<Document>("orders");
+    let mut written = 0;
+    for n in 0..30 {
+        let some = doc! {"_id": {"$mod": [7, n % 7]}};
+        copies.delete_one(some.clone()).await.unwrap();
+        written += sync(&mirror, "orders", some).await.unwrap().written;
+    }
+    assert!(written > 0, "nothing was put right");
+    let capped = sync(&mirror, "ring", doc! {}).await;
+    assert_eq!(capped, Err(Refusal::NotByDocument("ring".into())));
+    workload.stop().await;
+    caught_up(&mirror, &client).await;
+    assert_equal(&source, &target).await;
+    mirror.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_sides_are_compared_at_intervals() {
+    let set = ReplicaSet::builder().start().await.unwrap();
+    let client = set.client().await.unwrap();
+    let (source, target) = (client.database("shop"), client.database("shop_backup"));
+    quiet(&source).await;
+    let mut config = config(&set.uri(), &set.uri(), "shop");
+    config.verify_every = Some(std::time::Duration::from_millis(200));
+    let mirror = MirrorHandle::start(config);
+    wait_for(&mirror, "verified", |now| now.verification.last.is_some()).await;
+    let copies = target.collection::<Document>("quiet");
+    copies.delete_one(doc! {"_id": 9}).await.unwrap();
+    // Nobody asks for it, and nothing changes on the source.
+    common::eventually("put right", async || {
+        copies.find_one(doc! {"_id": 9}).await.unwrap()
+    })
+    .await;
+    caught_up(&mirror, &client).await;
+    assert_equal(&source, &target).await;
+    mirror.stop().await;
+}
+
 /// Of their own on each server, as everything here is about system collections.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_verification_covers_system_collections() {

@@ -230,6 +230,32 @@ async fn users_ask_for_documents_and_verifications_and_a_deleted_mirror_arms_its
     assert!(refused.ends_with(r#"{"documents":[]}"#), "{refused}");
     assert_equal(&source, &target).await;
 
+    // What the target refuses is listed, with the server's words, until it takes it.
+    let index = doc! {"key": {"a": 1, "b": 1}, "name": "theirs"};
+    let theirs = doc! {"createIndexes": "orders", "indexes": [index]};
+    target.run_command(theirs).await.unwrap();
+    let orders = source.collection::<Document>("orders");
+    let arrays = doc! {"_id": 900, "a": [1, 2], "b": [3, 4]};
+    orders.insert_one(arrays).await.unwrap();
+    cluster
+        .wait("shop", ".status.quarantinedDocuments", "1")
+        .await;
+    let refused = cluster.http(&format!("{ASK}/quarantine")).await;
+    for said in [
+        r#""_id":"900""#,
+        "parallel arrays",
+        r#""attempts":"#,
+        r#""firstRefused":"#,
+        r#""lastRefused":"#,
+    ] {
+        assert!(refused.contains(said), "{said} is not in {refused}");
+    }
+    let degraded = ".status.conditions[?(@.type==\"Degraded\")].reason";
+    cluster.wait("shop", degraded, "DocumentsRefused").await;
+    copies.drop_index("theirs").await.unwrap();
+    cluster.wait("shop", degraded, "AsExpected").await;
+    assert_equal(&source, &target).await;
+
     // The same by annotations.
     copies.delete_one(doc! {"_id": 9}).await.unwrap();
     let wish = r#"mongomirror.dev/sync={"collection": "orders", "filter": {"_id": {"$lt": 10}}}"#;
@@ -246,7 +272,7 @@ async fn users_ask_for_documents_and_verifications_and_a_deleted_mirror_arms_its
         "10 matched: 1 written, 0 deleted, 9 unchanged, 0 refused"
     );
     let verified = cluster.field("shop", &result("Verify")).await;
-    assert!(verified.starts_with("50 documents compared"), "{verified}");
+    assert!(verified.starts_with("51 documents compared"), "{verified}");
     assert_equal(&source, &target).await;
     let again = [
         "annotate",
