@@ -3,7 +3,7 @@
 use bson::Document;
 use serde::Serialize;
 use thiserror::Error;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::progress::VerificationResult;
 
@@ -35,6 +35,21 @@ impl Request {
             Self::Verify { done } => drop(done.send(Err(refusal))),
         }
     }
+}
+
+/// Asks a running mirror, and waits for its answer. `request` is made with where that goes.
+///
+/// # Errors
+/// What the mirror says; [`Refusal::NotMirroring`] if it ended or was started anew meanwhile, which
+/// drops the question.
+pub async fn ask<T>(
+    mirror: &mpsc::Sender<Request>,
+    request: impl FnOnce(oneshot::Sender<Result<T, Refusal>>) -> Request,
+) -> Result<T, Refusal> {
+    let (done, answer) = oneshot::channel();
+    let sent = mirror.send(request(done)).await;
+    sent.map_err(|_| Refusal::NotMirroring)?;
+    answer.await.map_err(|_| Refusal::NotMirroring)?
 }
 
 /// What became of documents that a user asked for.

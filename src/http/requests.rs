@@ -10,11 +10,11 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use bson::Document;
 use serde::Deserialize;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use super::Shared;
 use super::api::{error, verification_result};
-use crate::engine::request::{Refusal, Request};
+use crate::engine::request::{Refusal, Request, ask};
 use crate::runner::registry::MirrorKey;
 
 /// Longest wait for the documents of one request.
@@ -49,13 +49,12 @@ pub async fn sync(
             return error(StatusCode::BAD_REQUEST, &message);
         }
     };
-    let (done, answer) = oneshot::channel();
-    let request = Request::Sync {
+    let request = |done| Request::Sync {
         collection,
         filter,
         done,
     };
-    match ask(&shared, namespace, name, request, answer, SYNC_LIMIT).await {
+    match answered(&shared, namespace, name, request, SYNC_LIMIT).await {
         Ok(synced) => Json(synced).into_response(),
         Err(response) => response,
     }
@@ -66,20 +65,18 @@ pub async fn verify(
     State(shared): State<Arc<Shared>>,
     Path((namespace, name)): Path<(String, String)>,
 ) -> Response {
-    let (done, answer) = oneshot::channel();
-    let request = Request::Verify { done };
-    match ask(&shared, namespace, name, request, answer, VERIFY_LIMIT).await {
+    let request = |done| Request::Verify { done };
+    match answered(&shared, namespace, name, request, VERIFY_LIMIT).await {
         Ok(result) => Json(verification_result(&result)).into_response(),
         Err(response) => response,
     }
 }
 
-async fn ask<T>(
+async fn answered<T>(
     shared: &Shared,
     namespace: String,
     name: String,
-    request: Request,
-    answer: oneshot::Receiver<Result<T, Refusal>>,
+    request: impl FnOnce(oneshot::Sender<Result<T, Refusal>>) -> Request,
     limit: Duration,
 ) -> Result<T, Response> {
     let key = MirrorKey::new(namespace, name);
@@ -90,25 +87,13 @@ async fn ask<T>(
             true => refused(&Refusal::NotMirroring),
             false => super::api::not_found(&key),
         })?;
-    let asked = async {
-        send(&requests, request).await?;
-        // A mirror that is restarted meanwhile drops the question.
-        answer.await.map_err(|_| Refusal::NotMirroring)?
-    };
-    match tokio::time::timeout(limit, asked).await {
+    match tokio::time::timeout(limit, ask(&requests, request)).await {
         Ok(outcome) => outcome.map_err(|refusal| refused(&refusal)),
         Err(_) => Err(error(
             StatusCode::GATEWAY_TIMEOUT,
             "it is not done yet; look at the mirror later",
         )),
     }
-}
-
-async fn send(requests: &mpsc::Sender<Request>, request: Request) -> Result<(), Refusal> {
-    requests
-        .send(request)
-        .await
-        .map_err(|_| Refusal::NotMirroring)
 }
 
 fn refused(refusal: &Refusal) -> Response {

@@ -16,7 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::conditions::truncated;
 use crate::engine::progress::VerificationResult;
-use crate::engine::request::{Refusal, Request, Synced};
+use crate::engine::request::{Refusal, Request, Synced, ask};
 use crate::resource::status::{RequestKind, RequestState, RequestStatus};
 use crate::runner::words;
 
@@ -223,40 +223,28 @@ impl Wish {
     }
 
     async fn carry_out(self, mirror: &mpsc::Sender<Request>) -> Outcome {
-        match self {
-            Self::Verify => {
-                let (done, answer) = oneshot::channel();
-                ask(mirror, Request::Verify { done }, answer, verified).await
-            }
-            Self::Sync(wish) => {
-                let (done, answer) = oneshot::channel();
-                let request = Request::Sync {
-                    collection: wish.collection,
-                    filter: wish.filter,
+        let answered = match self {
+            Self::Verify => ask(mirror, |done| Request::Verify { done })
+                .await
+                .map(verified),
+            Self::Sync(SyncWish {
+                collection, filter, ..
+            }) => {
+                let request = |done| Request::Sync {
+                    collection,
+                    filter,
                     done,
                 };
-                ask(mirror, request, answer, synced).await
+                ask(mirror, request).await.map(synced)
             }
+        };
+        match answered {
+            Ok(result) => Outcome::Done(result),
+            Err(refusal @ (Refusal::NotMirroring | Refusal::Copying(_))) => {
+                Outcome::Waits(refusal.to_string())
+            }
+            Err(refusal) => Outcome::Refused(refusal.to_string()),
         }
-    }
-}
-
-async fn ask<T>(
-    mirror: &mpsc::Sender<Request>,
-    request: Request,
-    answer: oneshot::Receiver<Result<T, Refusal>>,
-    told: impl FnOnce(T) -> String,
-) -> Outcome {
-    let answered = match mirror.send(request).await {
-        Ok(()) => answer.await.unwrap_or(Err(Refusal::NotMirroring)),
-        Err(_) => Err(Refusal::NotMirroring),
-    };
-    match answered {
-        Ok(result) => Outcome::Done(told(result)),
-        Err(refusal @ (Refusal::NotMirroring | Refusal::Copying(_))) => {
-            Outcome::Waits(refusal.to_string())
-        }
-        Err(refusal) => Outcome::Refused(refusal.to_string()),
     }
 }
 
