@@ -4,25 +4,14 @@ mod common;
 
 use bson::{Document, doc};
 use common::gate::start_held;
+use common::refused::{arrays, arrived, noted, refused, strangers_index, verified};
 use common::{PATIENCE, assert_equal, caught_up, config, fill, wait_for};
-use mongodb::{Client, Database, IndexModel};
+use mongodb::Client;
 use mongomirror::engine::progress::{Phase, Progress};
 use mongomirror::engine::request::Request;
 use mongomirror::runner::MirrorHandle;
 use testbed::{ReplicaSet, Version};
 use tokio::sync::oneshot;
-
-/// Two arrays, which no index over both fields can hold.
-fn arrays(id: i32) -> Document {
-    doc! {"_id": id, "a": [1, 2], "b": [3, 4]}
-}
-
-/// As somebody might who reads from the copy and wants it faster.
-async fn strangers_index(target: &Database) {
-    let orders = target.collection::<Document>("orders");
-    let index = IndexModel::builder().keys(doc! {"a": 1, "b": 1}).build();
-    orders.create_index(index).await.unwrap();
-}
 
 async fn set() -> (ReplicaSet, Client) {
     let set = ReplicaSet::builder()
@@ -34,35 +23,6 @@ async fn set() -> (ReplicaSet, Client) {
     (set, client)
 }
 
-/// From here on no verification comes for a minute, unless it is asked for.
-async fn verified(mirror: &MirrorHandle) {
-    wait_for(mirror, "verified", |now| now.verification.last.is_some()).await;
-}
-
-async fn arrived(target: &Database, id: i32) {
-    let orders = target.collection::<Document>("orders");
-    let there = async {
-        while orders.find_one(doc! {"_id": id}).await.unwrap().is_none() {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-    };
-    let in_time = tokio::time::timeout(PATIENCE, there).await;
-    in_time.unwrap_or_else(|_| panic!("{id} never arrives"));
-}
-
-fn refused(progress: &Progress) -> Vec<&str> {
-    let list = progress.quarantine.iter();
-    let mut ids: Vec<&str> = list.map(|one| one.shown_id.as_str()).collect();
-    ids.sort_unstable();
-    ids
-}
-
-async fn noted(client: &Client) -> u64 {
-    let state = client.database("mongomirror");
-    let noted = state.collection::<Document>("quarantine");
-    noted.count_documents(doc! {}).await.unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_target_refuses_is_noted_and_tried_again_until_it_heals() {
     let (set, client) = set().await;
@@ -71,7 +31,7 @@ async fn what_the_target_refuses_is_noted_and_tried_again_until_it_heals() {
     let config = config(&set.uri(), &set.uri(), "shop");
     let mirror = MirrorHandle::start(config.clone());
     verified(&mirror).await;
-    strangers_index(&target).await;
+    strangers_index(&target, "orders").await;
 
     let orders = source.collection::<Document>("orders");
     let mut more: Vec<Document> = (200..300).map(|n| doc! {"_id": n, "a": 1}).collect();
@@ -80,7 +40,7 @@ async fn what_the_target_refuses_is_noted_and_tried_again_until_it_heals() {
     let both = doc! {"$set": {"a": [1, 2], "b": [3, 4]}};
     orders.update_one(doc! {"_id": 5}, both).await.unwrap();
     orders.insert_one(doc! {"_id": 2000}).await.unwrap();
-    arrived(&target, 2000).await;
+    arrived(&target, "orders", 2000).await;
     let now = wait_for(&mirror, "noted", |now| now.quarantine.len() == 3).await;
     assert_eq!(refused(&now), ["1000", "1001", "5"]);
     assert_eq!(now.consistent_at, None, "it is not exactly the source");
@@ -97,7 +57,7 @@ async fn what_the_target_refuses_is_noted_and_tried_again_until_it_heals() {
     orders.update_one(doc! {"_id": 1000}, tick).await.unwrap();
     orders.delete_one(doc! {"_id": 1001}).await.unwrap();
     orders.insert_one(doc! {"_id": 2001}).await.unwrap();
-    arrived(&target, 2001).await;
+    arrived(&target, "orders", 2001).await;
     let now = wait_for(&mirror, "one is gone", |now| now.quarantine.len() == 2).await;
     assert_eq!(refused(&now), ["1000", "5"]);
     wait_for(&mirror, "tried again", |now| {
@@ -128,7 +88,7 @@ async fn a_verification_takes_away_what_was_in_the_way() {
     fill(&source, "orders", 0, 100).await;
     let mirror = MirrorHandle::start(config(&set.uri(), &set.uri(), "shop"));
     verified(&mirror).await;
-    strangers_index(&target).await;
+    strangers_index(&target, "orders").await;
     let orders = source.collection::<Document>("orders");
     orders.insert_one(arrays(1000)).await.unwrap();
     wait_for(&mirror, "noted", |now| now.quarantine.len() == 1).await;
@@ -153,7 +113,7 @@ async fn a_refused_document_within_a_transaction_larger_than_the_memory_holds_up
     config.limits.memory_bytes = 4 << 20;
     let mirror = MirrorHandle::start(config);
     verified(&mirror).await;
-    strangers_index(&target).await;
+    strangers_index(&target, "orders").await;
     let orders = source.collection::<Document>("orders");
     let mut session = client.start_session().await.unwrap();
     session.start_transaction().await.unwrap();
@@ -177,7 +137,7 @@ async fn a_refused_document_within_a_transaction_larger_than_the_memory_holds_up
         .await
         .unwrap();
     session.commit_transaction().await.unwrap();
-    arrived(&target, 2000).await;
+    arrived(&target, "orders", 2000).await;
     wait_for(&mirror, "noted", |now| now.quarantine.len() == 1).await;
     // A dropped collection leaves nothing behind.
     orders.drop().await.unwrap();
@@ -198,7 +158,7 @@ async fn a_target_that_refuses_too_much_is_waited_for() {
     config.limits.quarantine = 20;
     let mirror = MirrorHandle::start(config.clone());
     verified(&mirror).await;
-    strangers_index(&target).await;
+    strangers_index(&target, "orders").await;
     let orders = source.collection::<Document>("orders");
     orders.insert_many((1000..1020).map(arrays)).await.unwrap();
     let now = wait_for(&mirror, "noted", |now| now.quarantine.len() == 20).await;
@@ -243,7 +203,7 @@ async fn a_copy_that_is_refused_too_much_notes_no_more_with_each_try() {
     config.limits.quarantine = 5;
     config.limits.range_bytes = 20_000;
     let (mirror, gate) = start_held(&config, &client).await;
-    strangers_index(&target).await;
+    strangers_index(&target, "orders").await;
     gate.open().await;
     common::faults::has_problem(&mirror, &["QuarantineFull"]).await;
     mirror.stop().await;
@@ -276,7 +236,7 @@ async fn a_collection_that_is_copied_anew_has_nothing_in_quarantine() {
     fill(&source, "orders", 0, 50).await;
     let mirror = MirrorHandle::start(config(&set.uri(), &set.uri(), "shop"));
     verified(&mirror).await;
-    strangers_index(&target).await;
+    strangers_index(&target, "orders").await;
     let orders = source.collection::<Document>("orders");
     orders.insert_one(arrays(1000)).await.unwrap();
     // Then the pauses are long enough that none ends within what comes.
@@ -312,13 +272,13 @@ async fn what_the_target_refuses_does_not_hold_up_the_copy() {
     config.limits.range_bytes = 20_000;
     config.limits.copy_lanes = 1;
     let (mirror, gate) = start_held(&config, &client).await;
-    strangers_index(&target).await;
+    strangers_index(&target, "orders").await;
     orders.insert_many((1000..1003).map(arrays)).await.unwrap();
     orders.delete_one(doc! {"_id": -1}).await.unwrap();
     gate.open().await;
     wait_for(&mirror, "mirroring", |now| now.phase == Phase::Mirroring).await;
     orders.insert_one(doc! {"_id": 2000}).await.unwrap();
-    arrived(&target, 2000).await;
+    arrived(&target, "orders", 2000).await;
     let now = wait_for(&mirror, "noted", |now| now.quarantine.len() >= 4).await;
     assert!(refused(&now).contains(&"1000"), "{:?}", refused(&now));
     assert_eq!(now.consistent_at, None, "it is not exactly the source");

@@ -152,7 +152,9 @@ impl Commands {
             side: self.side,
             doing,
             code,
-            statement: statement.is_some(),
+            // An index is always told; without one nothing would be known to be carried out.
+            statement: statement
+                .map(|failed| usize::try_from(number(failed, "index")).unwrap_or(0)),
             name: error
                 .get_str("codeName")
                 .or_else(|_| {

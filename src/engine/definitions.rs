@@ -41,6 +41,8 @@ pub enum Mend {
     /// The collection gets its options again; it is copied anew where that cannot be done to it as
     /// it is.
     Collection(Uuid),
+    /// The collection is copied anew, although its options are right.
+    Anew(Uuid),
     /// The view is made anew.
     View(String),
     /// Nothing of this name is on the source.

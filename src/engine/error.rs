@@ -96,8 +96,9 @@ pub enum Error {
         code: i32,
         /// Its name, or as much of its message as holds no data.
         name: String,
-        /// Whether that is about a statement, rather than about what a majority has of it.
-        statement: bool,
+        /// Which statement of the command, counted from zero; `None` where it is about what a
+        /// majority has of them.
+        statement: Option<usize>,
     },
     /// The target's documents were not as expected, again and again.
     #[error("target: could not write a batch: its documents changed while they were repaired")]
@@ -344,6 +345,15 @@ impl Error {
         self.code().is_some_and(|code| DEFINITE.contains(&code))
     }
 
+    /// The first statement of a command that failed, counted from zero: in a command in order, all
+    /// before it were carried out and none behind it. `None` where nothing was.
+    pub fn statement(&self) -> Option<usize> {
+        match self {
+            Self::Write { statement, .. } => *statement,
+            _ => None,
+        }
+    }
+
     /// Whether two documents would have the same unique key.
     pub fn is_duplicate_key(&self) -> bool {
         self.code() == Some(code::DUPLICATE_KEY)
@@ -365,7 +375,7 @@ impl Error {
             // These two have answers of their own.
             Self::Write {
                 code, statement, ..
-            } => *statement && ![code::DUPLICATE_KEY, code::NAME_TWICE].contains(code),
+            } => statement.is_some() && ![code::DUPLICATE_KEY, code::NAME_TWICE].contains(code),
             Self::Driver { .. } => {
                 self.code().is_some_and(|code| DEFINITE.contains(&code))
                     && !self.has_label(mongodb::error::TRANSIENT_TRANSACTION_ERROR)

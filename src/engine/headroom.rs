@@ -463,7 +463,7 @@ mod tests {
             doing: "look at the oplog",
             code: code::UNAUTHORIZED,
             name: "Unauthorized".into(),
-            statement: false,
+            statement: None,
         };
         let mut history = History::default();
         let headroom = told(Err(refused), time(1), &mut history, Duration::ZERO);

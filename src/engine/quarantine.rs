@@ -168,8 +168,9 @@ impl Quarantine {
         self.held.get(key).map(|(one, _)| one.at)
     }
 
-    /// A document was refused, once more or for the first time.
-    pub fn note(&mut self, refused: Refused, now: Instant, time: SystemTime) {
+    /// A document was refused, once more or for the first time; it is not tried again before the
+    /// `least` pause is over.
+    pub fn note(&mut self, refused: Refused, least: Duration, now: Instant, time: SystemTime) {
         let new = || Quarantined {
             uuid: refused.key.0,
             id: refused.key.1.clone(),
@@ -190,7 +191,7 @@ impl Quarantine {
         one.collection = refused.collection;
         one.reason = refused.reason;
         one.last = time;
-        *again = now + pause(one.attempts);
+        *again = now + pause(one.attempts).max(least);
     }
 
     /// A document is on the target as it should be, or its collection is no more.
@@ -277,14 +278,14 @@ mod tests {
     fn a_document_is_tried_again_after_longer_and_longer_pauses() {
         let (now, time) = (Instant::now(), SystemTime::now());
         let mut quarantine = Quarantine::default();
-        quarantine.note(refused(1), now, time);
+        quarantine.note(refused(1), Duration::ZERO, now, time);
         assert!(quarantine.due(AT, now).is_empty());
         assert_eq!(quarantine.due(AT, now + PAUSE.0), [key(1)]);
-        quarantine.note(refused(1), now, time);
+        quarantine.note(refused(1), Duration::ZERO, now, time);
         assert!(quarantine.due(AT, now + PAUSE.0).is_empty());
         assert_eq!(quarantine.due(AT, now + PAUSE.0 * 2), [key(1)]);
         for _ in 0..100 {
-            quarantine.note(refused(1), now, time);
+            quarantine.note(refused(1), Duration::ZERO, now, time);
         }
         assert_eq!(quarantine.due(AT, now + PAUSE.1), [key(1)]);
     }
@@ -293,7 +294,7 @@ mod tests {
     fn what_is_tried_now_is_not_tried_at_once_again() {
         let now = Instant::now();
         let mut quarantine = Quarantine::default();
-        quarantine.note(refused(1), now, SystemTime::now());
+        quarantine.note(refused(1), Duration::ZERO, now, SystemTime::now());
         let later = now + PAUSE.0;
         assert_eq!(quarantine.due(AT, later).len(), 1);
         assert!(quarantine.due(AT, later).is_empty());
@@ -303,7 +304,7 @@ mod tests {
     fn nothing_is_tried_at_a_position_before_its_refusal() {
         let now = Instant::now();
         let mut quarantine = Quarantine::default();
-        quarantine.note(refused(1), now, SystemTime::now());
+        quarantine.note(refused(1), Duration::ZERO, now, SystemTime::now());
         let later = now + PAUSE.0;
         assert!(quarantine.due(ClusterTime::ZERO, later).is_empty());
         assert_eq!(quarantine.due(AT, later).len(), 1);
@@ -314,7 +315,7 @@ mod tests {
         let now = Instant::now();
         let mut quarantine = Quarantine::default();
         for n in 0..3 {
-            quarantine.note(refused(n), now, SystemTime::now());
+            quarantine.note(refused(n), Duration::ZERO, now, SystemTime::now());
         }
         quarantine.release(&key(1));
         assert_eq!(quarantine.refused_at(&key(1)), None);

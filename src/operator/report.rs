@@ -575,7 +575,7 @@ mod tests {
             collection: "orders".into(),
             reason: "cannot index parallel arrays (171)".into(),
         };
-        quarantine.note(refused, tokio::time::Instant::now(), now());
+        quarantine.note(refused, Duration::ZERO, tokio::time::Instant::now(), now());
         let progress = progress::Progress {
             quarantine: quarantine.list(),
             consistent_at: None,

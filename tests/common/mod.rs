@@ -9,6 +9,7 @@ pub mod faults;
 pub mod gate;
 pub mod process;
 pub mod raw;
+pub mod refused;
 pub mod servers;
 pub mod victims;
 pub mod workload;

@@ -55,6 +55,19 @@ pub struct Command {
     pub expected: i64,
 }
 
+impl Command {
+    /// The documents that it inserts; none if it is of another kind.
+    pub fn inserted(&self) -> Vec<&[u8]> {
+        let documents = find(self.body.as_bytes(), b"documents");
+        let documents = documents.filter(|list| list.kind == kind::ARRAY);
+        let elements = documents.map(|list| Elements::new(list.value));
+        let elements = elements.into_iter().flatten().map_while(Result::ok);
+        elements
+            .filter_map(|element| element.as_document())
+            .collect()
+    }
+}
+
 /// How a document gets to the target byte for byte (`facts` mongodb 3.2 to 3.4).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Form {
@@ -171,6 +184,21 @@ pub fn encode<'a, 'b>(
         }
     }
     updates.flush(&mut commands);
+    commands
+}
+
+/// Inserts these documents, in this order.
+pub fn insert_all<'a>(
+    collection: impl Into<Place<'a>>,
+    documents: &[&[u8]],
+    abilities: TargetAbilities,
+) -> Vec<Command> {
+    let mut commands = Vec::new();
+    let mut inserts = Builder::new("insert", "documents", collection.into(), abilities);
+    for document in documents {
+        inserts.insert(document, &mut commands);
+    }
+    inserts.flush(&mut commands);
     commands
 }
 

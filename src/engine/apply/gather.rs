@@ -10,7 +10,8 @@ use std::collections::hash_map::Entry;
 use super::delta::Deltas;
 use crate::engine::bson::order::Value;
 use crate::engine::bson::scan::{Element, find};
-use crate::engine::position::Position;
+use crate::engine::position::ClusterTime;
+use crate::engine::quarantine::Key;
 use crate::engine::state::Way;
 use crate::engine::stream::event::{Event, Operation};
 
@@ -174,8 +175,8 @@ pub struct Batch {
     pub counts: Counts,
     /// Ranges that this batch completes.
     pub ranges_done: Vec<RangeDone>,
-    /// Where the mirror stands after it.
-    pub position: Option<Position>,
+    /// Documents of capped collections that were refused, and are gone on the source.
+    pub released: Vec<(Key, ClusterTime)>,
 }
 
 /// Where an event's document is, and how it may be written.
@@ -224,7 +225,7 @@ impl Batch {
 
     /// Nothing but perhaps a position.
     pub fn is_empty(&self) -> bool {
-        !self.has_documents() && self.ranges_done.is_empty()
+        !self.has_documents() && self.ranges_done.is_empty() && self.released.is_empty()
     }
 
     /// Adds a document event.
@@ -299,9 +300,10 @@ impl Batch {
             .retain(|range| range.collection != collection);
     }
 
-    /// Whether the batch's transaction writes this document.
+    /// Whether this document is in the batch, and not for its place in a capped collection.
     pub fn holds(&self, collection: CollectionIndex, id: &Value) -> bool {
-        self.inside.index.contains_key(&(collection, id.clone()))
+        let key = (collection, id.clone());
+        self.inside.index.contains_key(&key) || self.loose.index.contains_key(&key)
     }
 
     /// All documents of the batch are read from the source, whatever their events say. Not those of

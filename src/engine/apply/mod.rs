@@ -9,4 +9,5 @@ pub mod gather;
 pub mod indexes;
 mod outside;
 pub mod refused;
+pub mod stepping;
 pub mod writer;

@@ -7,20 +7,35 @@
 //! anew then, because its order cannot be repeated. The others come right by repeating: a change
 //! that is there already changes nothing once all are repeated, and until then the mirror does not
 //! say that it is consistent.
+//!
+//! What the target refuses is left out, and noted in the transaction of the batch.
 
 use bson::doc;
 
-use super::commands::{Command, Place, by_collection, encode, moves, put, remove};
+use super::commands::{Command, Place, by_collection, encode, insert_all, moves, put, remove};
 use super::documents::Shares;
 use super::gather::{CollectionIndex, Entity, Outcome};
-use super::writer::{Named, Prepared, Writer, Written};
+use super::stepping::Steps;
+use super::writer::{Named, Part, Prepared, Writer, Written};
 use crate::engine::bson::order::Value;
 use crate::engine::bson::scan::find;
 use crate::engine::command::number;
 use crate::engine::error::{Error, Result, Side, code};
+use crate::engine::quarantine::Refused;
 use crate::engine::state::{Outside, Way, encode_outside};
 use crate::engine::stream::event::Uuid;
 use crate::engine::writes::Write;
+
+/// How a command ended that depends on what is on the target.
+enum Ran {
+    AsExpected,
+    /// Something was missing, or there already.
+    Otherwise,
+    /// The same, so that nothing is known to be carried out.
+    Hindered(Error),
+    /// The target does not take a document.
+    Refused(Error),
+}
 
 impl Writer {
     /// Writes what goes before the transaction. A failure ends the run: the next one finds the
@@ -36,30 +51,120 @@ impl Writer {
         }
         self.announce(prepared).await?;
         for entity in batch.window() {
-            let (named, place) = place_of(prepared, entity.collection)?;
-            self.write_in_window(named, place, entity, written).await?;
+            let to = place_of(prepared, entity.collection)?;
+            self.write_in_window(to, entity, prepared, written).await?;
         }
         for (collection, entities) in by_collection(batch.outside()) {
-            let (named, place) = place_of(prepared, collection)?;
-            let is_asked = |entity: &&Entity| entity.outcome.is_asked();
-            let moves = |entity: &&Entity| moves(&entity.outcome, self.abilities);
-            if named.way == Way::InOrder && entities.iter().any(|it| is_asked(it) || moves(it)) {
-                return Err(out_of_order());
+            let to = place_of(prepared, collection)?;
+            if to.0.way == Way::InOrder {
+                self.write_in_order(to, &entities, prepared, written)
+                    .await?;
+            } else {
+                self.write_loose(to, entities, prepared, written).await?;
             }
-            let mut fits = true;
-            for command in encode(place, entities.iter().copied(), self.abilities) {
-                fits &= self.run_outside(command, written).await?;
-            }
-            if named.way == Way::InOrder && !fits {
-                return Err(out_of_order());
-            }
-            if named.way == Way::Loose {
-                let again = |entity: &&Entity| !fits || is_asked(entity);
-                let again: Vec<_> = entities.into_iter().filter(again).collect();
-                self.settle(named, place, &again, prepared, written).await?;
+        }
+        if prepared.part != Part::Whole && !written.refused.is_empty() {
+            // The transaction that notes them otherwise is still open.
+            self.state.quarantine(&written.refused).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes documents whose places count. Only an insert can be left out without copying anew.
+    async fn write_in_order(
+        &self,
+        (named, place): (&Named, Place<'_>),
+        entities: &[&Entity],
+        prepared: &Prepared,
+        written: &mut Written,
+    ) -> Result<()> {
+        let is_asked = |entity: &&Entity| entity.outcome.is_asked();
+        let moves = |entity: &&Entity| moves(&entity.outcome, self.abilities);
+        if entities.iter().any(|it| is_asked(it) || moves(it)) {
+            return Err(out_of_order());
+        }
+        for command in encode(place, entities.iter().copied(), self.abilities) {
+            match self.run_outside(&command, written).await? {
+                Ran::AsExpected => {}
+                Ran::Refused(error) => {
+                    let documents = command.inserted();
+                    self.step_over((named, place), &documents, error, prepared, written)
+                        .await?;
+                }
+                Ran::Otherwise | Ran::Hindered(_) => return Err(out_of_order()),
             }
         }
         Ok(())
+    }
+
+    /// Goes on with documents of which the target has just refused one.
+    async fn step_over(
+        &self,
+        (named, place): (&Named, Place<'_>),
+        documents: &[&[u8]],
+        mut error: Error,
+        prepared: &Prepared,
+        written: &mut Written,
+    ) -> Result<()> {
+        if documents.is_empty() {
+            return Err(out_of_order());
+        }
+        let mut steps = Steps::new(documents.len());
+        loop {
+            if let Some(refused) = steps.refused(error.statement()) {
+                let id = find(documents[refused], b"_id").map(Value::of);
+                let id = id.ok_or_else(out_of_order)?;
+                refuse(named, &id, &error, prepared, written)?;
+            }
+            error = loop {
+                let Some(now) = steps.next() else {
+                    return Ok(());
+                };
+                match self
+                    .insert_in_order(place, &documents[now], written)
+                    .await?
+                {
+                    Ran::AsExpected => steps.taken(),
+                    Ran::Refused(error) => break error,
+                    Ran::Otherwise | Ran::Hindered(_) => return Err(out_of_order()),
+                }
+            };
+        }
+    }
+
+    /// All of them were one command, and fit into one.
+    async fn insert_in_order(
+        &self,
+        place: Place<'_>,
+        documents: &[&[u8]],
+        written: &mut Written,
+    ) -> Result<Ran> {
+        for command in insert_all(place, documents, self.abilities) {
+            let ran = self.run_outside(&command, written).await?;
+            if !matches!(ran, Ran::AsExpected) {
+                return Ok(ran);
+            }
+        }
+        Ok(Ran::AsExpected)
+    }
+
+    /// Writes documents whose places do not count: what does not go as expected is made what it is
+    /// on the source.
+    async fn write_loose(
+        &self,
+        to: (&Named, Place<'_>),
+        entities: Vec<&Entity>,
+        prepared: &Prepared,
+        written: &mut Written,
+    ) -> Result<()> {
+        let mut fits = true;
+        for command in encode(to.1, entities.iter().copied(), self.abilities) {
+            let ran = self.run_outside(&command, written).await?;
+            fits &= matches!(ran, Ran::AsExpected);
+        }
+        let again = |entity: &&Entity| !fits || entity.outcome.is_asked();
+        let again: Vec<_> = entities.into_iter().filter(again).collect();
+        self.settle(to, &again, prepared, written).await
     }
 
     /// Fenced: a process that was replaced cannot announce, and whoever replaced it has seen what
@@ -97,9 +202,9 @@ impl Writer {
     /// gone stays gone.
     async fn write_in_window(
         &self,
-        named: &Named,
-        place: Place<'_>,
+        (named, place): (&Named, Place<'_>),
         entity: &Entity,
+        prepared: &Prepared,
         written: &mut Written,
     ) -> Result<()> {
         let moves = moves(&entity.outcome, self.abilities);
@@ -107,31 +212,33 @@ impl Writer {
             return Err(out_of_order());
         }
         for command in encode(place, std::iter::once(entity), self.abilities) {
-            self.run_outside(command, written).await?;
+            match self.run_outside(&command, written).await? {
+                Ran::Refused(error) if !command.inserted().is_empty() => {
+                    refuse(named, &entity.id, &error, prepared, written)?;
+                }
+                Ran::Refused(_) => return Err(out_of_order()),
+                Ran::AsExpected | Ran::Otherwise | Ran::Hindered(_) => {}
+            }
         }
         Ok(())
     }
 
-    /// Whether all documents were as expected.
-    async fn run_outside(&self, command: Command, written: &mut Written) -> Result<bool> {
+    async fn run_outside(&self, command: &Command, written: &mut Written) -> Result<Ran> {
         written.operations += u64::try_from(command.expected).unwrap_or(0);
-        let reply = self
-            .target
-            .write_raw(Write::WriteOutside, command.body)
-            .await;
+        let body = command.body.clone();
+        let reply = self.target.write_raw(Write::WriteOutside, body).await;
         match reply {
-            Ok(reply) => Ok(number(&reply, "n") == command.expected),
-            // The other: a field within something that is no document any more, as in a copy that
-            // is newer than the change.
-            Err(error)
-                if [Some(code::DUPLICATE_KEY), Some(code::PATH_NOT_VIABLE)]
-                    .contains(&error.code()) =>
-            {
-                Ok(false)
+            Ok(reply) if number(&reply, "n") == command.expected => Ok(Ran::AsExpected),
+            Ok(_) => Ok(Ran::Otherwise),
+            // A field within something that is no document any more, as in a copy that is newer
+            // than the change.
+            Err(error) if error.code() == Some(code::PATH_NOT_VIABLE) => Ok(Ran::Hindered(error)),
+            // The latter is of a key that the driver cannot read.
+            Err(error) if error.is_duplicate_key() || error.is_unreadable() => {
+                Ok(Ran::Hindered(error))
             }
-            // The same, of a key that the driver cannot read.
-            Err(error) if error.is_unreadable() => Ok(false),
-            Err(error) if error.code() == Some(code::NAME_TWICE) => Ok(false),
+            Err(error) if error.code() == Some(code::NAME_TWICE) => Ok(Ran::Hindered(error)),
+            Err(error) if error.is_refused_document() => Ok(Ran::Refused(error)),
             Err(error) => Err(error),
         }
     }
@@ -139,8 +246,7 @@ impl Writer {
     /// Makes documents what they are at the batch's position, whatever is there.
     async fn settle(
         &self,
-        named: &Named,
-        place: Place<'_>,
+        (named, place): (&Named, Place<'_>),
         entities: &[&Entity],
         prepared: &Prepared,
         written: &mut Written,
@@ -149,29 +255,57 @@ impl Writer {
         let position = &prepared.position;
         while let Some((now, fetched)) = shares.next(&self.source, named, position, written).await?
         {
-            let mut commands = Vec::new();
             let mut found = Vec::new();
+            // What goes comes first: an `_id` that is only equal, and not the same, is replaced.
             for (entity, document) in now.iter().zip(fetched.documents) {
                 if entity.outcome == Outcome::Reconcile {
                     written.reconciled.note(false, document.is_some());
                 }
                 match document {
                     Some(document) => found.push(document),
-                    None => commands.extend(remove(place, &entity.id, self.abilities)),
+                    None => {
+                        for command in remove(place, &entity.id, self.abilities) {
+                            self.run_outside(&command, written).await?;
+                        }
+                    }
                 }
             }
-            // What goes comes first: an `_id` that is only equal, and not the same, is replaced.
             for document in found.iter().chain(&fetched.others) {
-                if let Some(id) = find(document, b"_id").map(Value::of) {
-                    commands.extend(put(place, &id, document, self.abilities));
+                let Some(id) = find(document, b"_id").map(Value::of) else {
+                    continue;
+                };
+                for command in put(place, &id, document, self.abilities) {
+                    match self.run_outside(&command, written).await? {
+                        Ran::AsExpected | Ran::Otherwise => {}
+                        // Of what is in the way, perhaps a key that another document gives up, the
+                        // next try knows more.
+                        Ran::Refused(error) | Ran::Hindered(error) => {
+                            refuse(named, &id, &error, prepared, written)?;
+                            break;
+                        }
+                    }
                 }
-            }
-            for command in commands {
-                self.run_outside(command, written).await?;
             }
         }
         Ok(())
     }
+}
+
+/// The document is left out, and noted together with the batch.
+fn refuse(
+    named: &Named,
+    id: &Value,
+    error: &Error,
+    prepared: &Prepared,
+    written: &mut Written,
+) -> Result<()> {
+    written.refused.push(Refused {
+        key: (named.uuid, id.clone()),
+        at: prepared.position.time,
+        collection: named.name.clone(),
+        reason: error.to_string(),
+    });
+    prepared.room.check(&written.refused)
 }
 
 fn place_of(prepared: &Prepared, collection: CollectionIndex) -> Result<(&Named, Place<'_>)> {

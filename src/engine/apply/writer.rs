@@ -187,10 +187,9 @@ impl Writer {
     /// overcome. The target then holds either all of the batch or nothing of it, and the
     /// checkpoint tells which.
     pub async fn write(&mut self, prepared: &Prepared) -> Result<Written> {
-        let mut written = Written::default();
-        self.write_outside(prepared, &mut written).await?;
-        let before = written;
-        let mut written = self.write_inside(prepared, before.ahead_until).await?;
+        let mut before = Written::default();
+        self.write_outside(prepared, &mut before).await?;
+        let mut written = self.write_inside(prepared, &before).await?;
         written.operations += before.operations;
         written.reconciled.add(before.reconciled);
         if prepared.part != Part::More {
@@ -199,14 +198,11 @@ impl Writer {
         Ok(written)
     }
 
-    /// Writes the transaction; what came before it was read until `ahead_until`, if that is later.
-    async fn write_inside(
-        &mut self,
-        prepared: &Prepared,
-        ahead_until: Option<ClusterTime>,
-    ) -> Result<Written> {
+    /// Writes the transaction, which also notes what was refused before it.
+    async fn write_inside(&mut self, prepared: &Prepared, before: &Written) -> Result<Written> {
         let mut written = Written {
-            ahead_until,
+            ahead_until: before.ahead_until,
+            refused: before.refused.clone(),
             ..Written::default()
         };
         if prepared.part != Part::Whole {
@@ -227,9 +223,12 @@ impl Writer {
             };
         }
         let mut tries = Tries::default();
-        let mut ladder = Ladder::default();
+        let mut ladder = Ladder {
+            refused: before.refused.clone(),
+            ..Ladder::default()
+        };
         loop {
-            written.ahead_until = ahead_until;
+            written.ahead_until = before.ahead_until;
             match self.attempt(prepared, &ladder, &mut written).await {
                 Ok(()) => {
                     written.relaxed = ladder.relaxed;

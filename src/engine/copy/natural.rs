@@ -20,6 +20,7 @@ use super::lane::{Job, Lane, Reached, Try};
 use super::writing::Inserted;
 use crate::engine::apply::commands::{Place, after_insert};
 use crate::engine::apply::ddl;
+use crate::engine::apply::stepping::Steps;
 use crate::engine::bson::encode::Encoder;
 use crate::engine::bson::order::Value;
 use crate::engine::bson::scan::find;
@@ -27,6 +28,7 @@ use crate::engine::command::{number, within};
 use crate::engine::connection::probe::operation_time;
 use crate::engine::error::{Error, Result, Side};
 use crate::engine::position::ClusterTime;
+use crate::engine::quarantine::Refused;
 use crate::engine::snapshot::{Order, READ_LIMIT, ReadEnd, SnapshotFind, next};
 use crate::engine::state::{BUCKETS, Way};
 use crate::engine::stream::event::Uuid;
@@ -114,7 +116,7 @@ impl Lane {
             // The next batch is read while this one is written: a capped collection rolls over.
             let (read, written) = tokio::join!(
                 next(Side::Source, &mut cursor),
-                self.insert_outside(place, &current, seen.take())
+                self.insert_outside(job, place, (&current, at), seen.take())
             );
             if let Some(written) = written? {
                 range.last = Some(written.last);
@@ -177,14 +179,14 @@ impl Lane {
             .map_err(ReadEnd::of)
     }
 
-    /// Inserts a batch; `seen` is a document that is on the target already.
+    /// Inserts a batch, read at this time; `seen` is a document that is on the target already.
     async fn insert_outside(
         &self,
+        job: &Job,
         place: Place<'_>,
-        batch: &RawBatch,
+        (batch, at): (&RawBatch, ClusterTime),
         seen: Option<&Value>,
     ) -> Result<Option<Inserted>> {
-        let doing = Write::InsertOutside.doing();
         let malformed = || Error::Reply {
             side: Side::Source,
             doing: "read documents",
@@ -206,32 +208,65 @@ impl Lane {
         let Some(last) = documents.last() else {
             return Ok(None);
         };
-        let last = find(last, b"_id").map(Value::of).ok_or_else(malformed)?;
-        let count = documents.len() as u64;
-        let bytes: usize = documents.iter().map(|document| document.len()).sum();
-        // The reply's array becomes the command's as it is, where all of it is wanted.
-        let whole = seen.is_none().then(|| array.as_bytes());
-        let command = self.insert_command(place, whole, &documents);
-        let reply = self.target.write_raw(Write::InsertOutside, command).await?;
-        if u64::try_from(number(&reply, "n")) != Ok(count) {
-            return Err(Error::Reply {
-                side: Side::Target,
-                doing,
-                what: "not all documents were inserted".into(),
-            });
+        let id_of = |document: &[u8]| find(document, b"_id").map(Value::of).ok_or_else(malformed);
+        let last = id_of(last)?;
+        let mut refused = Vec::new();
+        let mut steps = Steps::new(documents.len());
+        while let Some(now) = steps.next() {
+            // The reply's array becomes the command's as it is, where all of it is wanted.
+            let is_whole = seen.is_none() && now.len() == documents.len();
+            let whole = is_whole.then(|| array.as_bytes());
+            match self.insert_some(place, whole, &documents[now]).await {
+                Ok(()) => steps.taken(),
+                Err(error) if error.is_refused_document() => {
+                    let Some(one) = steps.refused(error.statement()) else {
+                        continue;
+                    };
+                    refused.push(Refused {
+                        key: (job.uuid, id_of(documents[one])?),
+                        at,
+                        collection: job.name.clone(),
+                        reason: error.to_string(),
+                    });
+                    job.room.check(&refused)?;
+                }
+                Err(error) => return Err(error),
+            }
         }
-        for document in documents {
+        for document in &documents {
             for command in after_insert(place, document, self.abilities) {
                 self.target
                     .write_raw(Write::InsertOutside, command.body)
                     .await?;
             }
         }
+        if !refused.is_empty() {
+            self.state.quarantine(&refused).await?;
+            self.tell_refused(refused).await;
+        }
         Ok(Some(Inserted {
             last,
-            documents: count,
-            bytes: bytes as u64,
+            documents: documents.len() as u64,
+            bytes: documents.iter().map(|one| one.len() as u64).sum(),
         }))
+    }
+
+    async fn insert_some(
+        &self,
+        place: Place<'_>,
+        whole: Option<&[u8]>,
+        documents: &[&[u8]],
+    ) -> Result<()> {
+        let command = self.insert_command(place, whole, documents);
+        let reply = self.target.write_raw(Write::InsertOutside, command).await?;
+        if u64::try_from(number(&reply, "n")) == Ok(documents.len() as u64) {
+            return Ok(());
+        }
+        Err(Error::Reply {
+            side: Side::Target,
+            doing: Write::InsertOutside.doing(),
+            what: "not all documents were inserted".into(),
+        })
     }
 }
 

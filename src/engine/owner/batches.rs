@@ -125,6 +125,7 @@ impl Owner<'_> {
             None => return Err(malformed("no documentKey._id")),
         };
         let mut home = self.home(collection);
+        let is_refused = self.is_quarantined(collection, id);
         if let Some(ranges) = self.plan.ranges.get_mut(&collection) {
             match ranges.route(id, event.time) {
                 Route::Apply => {}
@@ -138,6 +139,10 @@ impl Owner<'_> {
                     return Ok(());
                 }
                 Route::Window(place) => {
+                    if is_refused {
+                        self.leave_out(home, event, id);
+                        return Ok(());
+                    }
                     if let Some(window) = &mut ranges.get_mut(place).window {
                         window.note(event).map_err(malformed)?;
                     }
@@ -145,8 +150,8 @@ impl Owner<'_> {
                 }
             }
         }
-        if self.is_quarantined(collection, id) {
-            self.gather.compare(home, event, id);
+        if is_refused {
+            self.leave_out(home, event, id);
             return Ok(());
         }
         self.gather.add(home, event).map_err(malformed)
@@ -231,6 +236,7 @@ impl Owner<'_> {
         if part == Part::More {
             // Their notes go with the position, which moves with the last piece.
             self.gather.ranges_done = std::mem::take(&mut batch.ranges_done);
+            self.gather.released = std::mem::take(&mut batch.released);
         }
         let mut names = Names::new();
         let documents = batch.entities().iter().chain(batch.outside());
@@ -259,6 +265,7 @@ impl Owner<'_> {
                 .iter()
                 .map(|range| range.collection)
                 .collect(),
+            releases: !batch.released.is_empty(),
             repairing: self.repairing.take(),
         });
         let quarantined = self.quarantined_in(&batch);

@@ -17,12 +17,13 @@ impl Owner<'_> {
     pub(super) async fn mend(&mut self, mend: Mend) -> Result<bool> {
         self.begin_command().await?;
         let collection = match &mend {
-            Mend::Collection(uuid) => self.plan.catalog.find(uuid),
+            Mend::Collection(uuid) | Mend::Anew(uuid) => self.plan.catalog.find(uuid),
             _ => None,
         };
         let outcome = match mend {
             Mend::Index(uuid, index) => self.reindex(uuid, &index).await,
             Mend::Collection(uuid) => self.mend_collection(uuid).await,
+            Mend::Anew(uuid) => self.copy_anew(uuid).await,
             Mend::View(name) => self.mend_view(&name).await,
             Mend::Drop(name) => self.drop_stranger(&name).await,
         };
@@ -93,15 +94,22 @@ impl Owner<'_> {
         match kept {
             Kept::AsItIs => Ok(()),
             Kept::Changed(changes) => ddl::modify(&self.plan.target, &entry.name, &changes).await,
-            Kept::Anew => {
-                // Noted before anything is dropped: whoever finds this takes it anew, too.
-                let known = &mut self.plan.catalog.get_mut(collection).entry;
-                known.begins_anew();
-                let known = known.clone();
-                self.plan.state.put_collection(&known).await?;
-                self.take(uuid, &entry.name).await
-            }
+            Kept::Anew => self.copy_anew(uuid).await,
         }
+    }
+
+    async fn copy_anew(&mut self, uuid: Uuid) -> Result<()> {
+        let collection = self.plan.catalog.find(&uuid);
+        let Some(collection) = collection.filter(|it| !self.plan.ranges.contains_key(it)) else {
+            return Ok(());
+        };
+        self.await_build(collection).await?;
+        // Noted before anything is dropped: whoever finds this takes it anew, too.
+        let known = &mut self.plan.catalog.get_mut(collection).entry;
+        known.begins_anew();
+        let known = known.clone();
+        self.plan.state.put_collection(&known).await?;
+        self.take(uuid, &known.name).await
     }
 
     async fn mend_view(&mut self, name: &str) -> Result<()> {

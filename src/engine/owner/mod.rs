@@ -151,6 +151,8 @@ struct InFlight {
     position: Position,
     counts: Counts,
     collections: Vec<CollectionIndex>,
+    /// Whether documents that the target lacks are gone on the source with it.
+    releases: bool,
     /// Who asked for documents of it to be put right.
     repairing: Option<oneshot::Sender<Reconciled>>,
 }

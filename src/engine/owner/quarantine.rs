@@ -1,16 +1,25 @@
 //! Documents that the target refuses: they are compared with the source until it takes them.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use bson::RawDocument;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::Owner;
-use crate::engine::apply::gather::{Batch, CollectionIndex};
+use super::asking::Ask;
+use super::{Owner, malformed};
+use crate::engine::apply::gather::{Batch, CollectionIndex, Home};
 use crate::engine::bson::order::Value;
 use crate::engine::bson::scan::Element;
+use crate::engine::definitions::Mend;
+use crate::engine::error::Result;
 use crate::engine::position::ClusterTime;
 use crate::engine::quarantine::{Key, Refused};
-use crate::engine::stream::event::Uuid;
+use crate::engine::state::Way;
+use crate::engine::stream::event::{Event, Operation, Uuid, parse};
+
+/// Shortest pause before a capped collection is copied anew for what was refused of it.
+const COPIED_ANEW: Duration = Duration::from_secs(3600);
 
 impl Owner<'_> {
     pub(super) fn is_quarantined(&self, collection: CollectionIndex, id: Element<'_>) -> bool {
@@ -22,6 +31,12 @@ impl Owner<'_> {
         self.quarantine.refused_at(&key).is_some()
     }
 
+    /// Whether the target refuses nothing of what the source had at the position.
+    pub(super) fn lacks_nothing(&self) -> bool {
+        let releases = self.in_flight.as_ref().is_some_and(|it| it.releases);
+        self.quarantine.is_empty() && self.gather.released.is_empty() && !releases
+    }
+
     /// A collection is copied anew, or gone: what the target refused of it is known no longer, as in
     /// the state.
     pub(super) fn forget_refused(&mut self, collection: Uuid) {
@@ -30,20 +45,65 @@ impl Owner<'_> {
         }
     }
 
+    /// An event of a document that the target refuses: what it is on the source is compared. In a
+    /// capped collection it has its place, and cannot be put there later; so it is known as refused
+    /// until the collection is copied anew, or it is gone.
+    pub(super) fn leave_out(&mut self, home: Home, event: &Event<'_>, id: Element<'_>) {
+        if home.way == Way::InOrder && event.operation == Operation::Delete {
+            let uuid = self.plan.catalog.get(home.collection).entry.uuid;
+            self.let_go((uuid, Value::of(id)));
+        }
+        self.gather.compare(home, event, id);
+    }
+
+    /// The source does not have it any more, and the target never had. The state learns that with
+    /// the batch that is being gathered.
+    fn let_go(&mut self, key: Key) {
+        if let Some(at) = self.quarantine.refused_at(&key) {
+            self.quarantine.release(&key);
+            self.gather.released.push((key, at));
+            self.progress.quarantine = self.quarantine.list();
+        }
+    }
+
+    /// Of events that waited for a capped collection, those of refused documents are left out.
+    pub(super) fn without_refused(
+        &mut self,
+        home: Home,
+        waiting: Vec<(ClusterTime, Vec<u8>)>,
+    ) -> Result<Vec<(ClusterTime, Vec<u8>)>> {
+        if home.way != Way::InOrder || self.quarantine.is_empty() {
+            return Ok(waiting);
+        }
+        let mut others = Vec::new();
+        for (time, bytes) in waiting {
+            let raw = RawDocument::from_bytes(&bytes).map_err(|_| malformed("malformed bytes"))?;
+            let event = parse(raw).map_err(malformed)?;
+            match event.id {
+                Some(id) if self.is_quarantined(home.collection, id) => {
+                    self.leave_out(home, &event, id);
+                }
+                _ => others.push((time, bytes)),
+            }
+        }
+        Ok(others)
+    }
+
     pub(super) fn quarantined_in(&self, batch: &Batch) -> Vec<(Key, ClusterTime)> {
+        let mut all = batch.released.clone();
         if self.quarantine.is_empty() {
-            return Vec::new();
+            return all;
         }
         let key = |(collection, id): (CollectionIndex, &Value)| {
             (self.plan.catalog.get(collection).entry.uuid, id.clone())
         };
-        let all = batch.entities().iter();
-        all.map(|entity| key((entity.collection, &entity.id)))
-            .filter_map(|key| {
-                let at = self.quarantine.refused_at(&key)?;
-                Some((key, at))
-            })
-            .collect()
+        let entities = batch.entities().iter().chain(batch.outside());
+        let keys = entities.map(|entity| key((entity.collection, &entity.id)));
+        all.extend(keys.filter_map(|key| {
+            let at = self.quarantine.refused_at(&key)?;
+            Some((key, at))
+        }));
+        all
     }
 
     /// Those that are due join the batch that is being gathered. Within a large transaction of the
@@ -53,11 +113,15 @@ impl Owner<'_> {
             return;
         }
         let mut gone = Vec::new();
+        let mut anew = None;
         for key in self.quarantine.due(self.position.time, Instant::now()) {
             match self.plan.catalog.find(&key.0) {
                 Some(collection) if self.plan.ranges.contains_key(&collection) => {}
                 Some(collection) => {
                     let home = self.home(collection);
+                    if home.way == Way::InOrder {
+                        anew = Some(key.0);
+                    }
                     self.gather.reconcile(home, &key.1);
                 }
                 None => gone.push(key),
@@ -65,6 +129,11 @@ impl Owner<'_> {
         }
         if !gone.is_empty() {
             self.note_refused(Vec::new(), &gone);
+        }
+        if let Some(uuid) = anew {
+            // Nobody waits for it: the copy tells what is still refused.
+            let (done, _) = oneshot::channel();
+            self.asked(Ask::Mend(Mend::Anew(uuid), done));
         }
     }
 
@@ -93,7 +162,14 @@ impl Owner<'_> {
                 let home = self.home(collection);
                 self.gather.reconcile(home, &refused.key.1);
             }
-            self.quarantine.note(refused, now, time);
+            let collection = self.plan.catalog.find(&refused.key.0);
+            let way = collection.map(|it| self.plan.catalog.get(it).entry.way());
+            let least = if way == Some(Way::InOrder) {
+                COPIED_ANEW
+            } else {
+                Duration::ZERO
+            };
+            self.quarantine.note(refused, least, now, time);
         }
         for key in healed {
             self.quarantine.release(key);

@@ -1,0 +1,186 @@
+//! The same as `engine_quarantine`, where no transaction may write: capped collections and
+//! `system.js`.
+
+mod common;
+
+use bson::spec::BinarySubtype;
+use bson::{Binary, Document, doc};
+use common::refused::{arrays, arrived, noted, refused, strangers_index, verified};
+use common::{assert_equal, caught_up, config, wait_for};
+use futures::TryStreamExt;
+use mongodb::{Client, Database, IndexModel};
+use mongomirror::engine::progress::Phase;
+use mongomirror::runner::MirrorHandle;
+use testbed::{ReplicaSet, Version};
+
+/// What 6.0.5 stores unseen, and 6.0.27 refuses: binary of subtype 7 is more than bytes to it.
+fn malformed(id: i32) -> Document {
+    let odd = Binary {
+        subtype: BinarySubtype::Column,
+        bytes: vec![1, 2, 3],
+    };
+    doc! {"_id": id, "odd": odd}
+}
+
+async fn start(version: Version) -> (ReplicaSet, Client) {
+    let set = ReplicaSet::builder().version(version).start().await;
+    let set = set.unwrap();
+    let client = set.client().await.unwrap();
+    (set, client)
+}
+
+async fn capped(db: &Database, name: &str) {
+    let create = db.create_collection(name).capped(true).size(1 << 20);
+    create.await.unwrap();
+}
+
+async fn ids(db: &Database) -> Vec<i32> {
+    let log = db.collection::<Document>("log");
+    let natural = log.find(doc! {}).sort(doc! {"$natural": 1}).await.unwrap();
+    let all: Vec<Document> = natural.try_collect().await.unwrap();
+    all.iter().map(|one| one.get_i32("_id").unwrap()).collect()
+}
+
+/// Each run has its own.
+async fn epoch(client: &Client) -> i64 {
+    let checkpoints = client.database("mongomirror").collection("checkpoints");
+    let checkpoint: Document = checkpoints.find_one(doc! {}).await.unwrap().unwrap();
+    checkpoint.get_i64("epoch").unwrap()
+}
+
+/// By the copy and by the stream, in the middle of what is written at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_of_a_capped_collection_leaves_a_gap_and_holds_up_nothing() {
+    let ((old, from), (new, to)) = tokio::join!(start(Version::V6_0_5), start(Version::V6_0_27));
+    let (source, target) = (from.database("shop"), to.database("shop_backup"));
+    capped(&source, "log").await;
+    let log = source.collection::<Document>("log");
+    let fine = |id: i32| doc! {"_id": id};
+    let first = [fine(1), malformed(2), fine(3), malformed(4), malformed(5)];
+    log.insert_many(first).await.unwrap();
+    let config = config(&old.uri(), &new.uri(), "shop");
+    let mirror = MirrorHandle::start(config.clone());
+    verified(&mirror).await;
+    let now = wait_for(&mirror, "noted", |now| now.quarantine.len() == 3).await;
+    assert_eq!(refused(&now), ["2", "4", "5"]);
+    assert!(now.quarantine[0].reason.contains("378"), "{now:?}");
+    let begun = epoch(&to).await;
+
+    let more = [malformed(6), fine(7), malformed(8), fine(9), malformed(10)];
+    log.insert_many(more).await.unwrap();
+    log.insert_one(fine(11)).await.unwrap();
+    arrived(&target, "log", 11).await;
+    assert_eq!(ids(&target).await, [1, 3, 7, 9, 11]);
+    let now = wait_for(&mirror, "noted", |now| now.quarantine.len() == 6).await;
+    assert_eq!(now.consistent_at, None, "it is not exactly the source");
+
+    // What happens to them leaves everything else as it is.
+    for id in [2, 6] {
+        let seen = doc! {"$set": {"seen": true}};
+        log.update_one(fine(id), seen).await.unwrap();
+    }
+    for id in [4, 8] {
+        log.delete_one(fine(id)).await.unwrap();
+    }
+    log.insert_many([fine(8), fine(12)]).await.unwrap();
+    arrived(&target, "log", 12).await;
+    let now = wait_for(&mirror, "two are gone", |now| now.quarantine.len() == 4).await;
+    assert_eq!(refused(&now), ["10", "2", "5", "6"]);
+    assert_eq!(ids(&target).await, [1, 3, 7, 9, 11, 8, 12]);
+    assert_eq!(noted(&to).await, 4);
+    assert_eq!(epoch(&to).await, begun, "none of that begins a run anew");
+    mirror.stop().await;
+
+    // It is tried again by the next process, which is no better off.
+    let mirror = MirrorHandle::start(config);
+    let now = wait_for(&mirror, "copied anew", |now| {
+        let again = now.quarantine.iter().all(|one| one.attempts == 1);
+        now.phase == Phase::Mirroring && again && now.quarantine.len() == 4
+    })
+    .await;
+    assert_eq!(refused(&now), ["10", "2", "5", "6"]);
+    for id in [2, 5, 6, 10] {
+        log.delete_one(fine(id)).await.unwrap();
+    }
+    wait_for(&mirror, "healed", |now| now.quarantine.is_empty()).await;
+    caught_up(&mirror, &from).await;
+    assert_eq!(ids(&target).await, [1, 3, 7, 9, 11, 8, 12]);
+    assert_equal(&source, &target).await;
+    assert_eq!(noted(&to).await, 0);
+    mirror.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_strangers_index_on_a_capped_collection_goes_when_it_is_copied_anew() {
+    let (set, client) = start(Version::V6_0_5).await;
+    let (source, target) = (client.database("shop"), client.database("shop_backup"));
+    capped(&source, "log").await;
+    let log = source.collection::<Document>("log");
+    log.insert_one(doc! {"_id": 1}).await.unwrap();
+    let config = config(&set.uri(), &set.uri(), "shop");
+    let mirror = MirrorHandle::start(config.clone());
+    verified(&mirror).await;
+    strangers_index(&target, "log").await;
+    log.insert_many([arrays(2), doc! {"_id": 3}]).await.unwrap();
+    arrived(&target, "log", 3).await;
+    let now = wait_for(&mirror, "noted", |now| now.quarantine.len() == 1).await;
+    assert_eq!(refused(&now), ["2"]);
+    // An update of what is there, which only a copy of all can leave out.
+    let both = doc! {"$set": {"a": [1, 2], "b": [3, 4]}};
+    log.update_one(doc! {"_id": 3}, both).await.unwrap();
+    wait_for(&mirror, "healed", |now| {
+        now.phase == Phase::Mirroring && now.quarantine.is_empty()
+    })
+    .await;
+    caught_up(&mirror, &client).await;
+    assert_eq!(ids(&target).await, [1, 2, 3]);
+    assert_equal(&source, &target).await;
+    assert_eq!(noted(&client).await, 0);
+    mirror.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_of_system_js_is_tried_again_until_it_heals() {
+    let (set, client) = start(Version::V6_0_5).await;
+    let (source, target) = (client.database("shop"), client.database("shop_backup"));
+    let scripts = source.collection::<Document>("system.js");
+    scripts.insert_one(doc! {"_id": 1}).await.unwrap();
+    let config = config(&set.uri(), &set.uri(), "shop");
+    let mirror = MirrorHandle::start(config.clone());
+    verified(&mirror).await;
+    strangers_index(&target, "system.js").await;
+    let copies = target.collection::<Document>("system.js");
+    let unique = mongodb::options::IndexOptions::builder()
+        .unique(true)
+        .build();
+    let unique = IndexModel::builder().keys(doc! {"k": 1}).options(unique);
+    copies.create_index(unique.build()).await.unwrap();
+
+    let more = [arrays(2), doc! {"_id": 3, "k": 1}, doc! {"_id": 4, "k": 1}];
+    scripts.insert_many(more).await.unwrap();
+    arrived(&target, "system.js", 3).await;
+    // Without a key of its own each of these has the same: none.
+    let now = wait_for(&mirror, "noted", |now| now.quarantine.len() == 2).await;
+    assert_eq!(refused(&now), ["2", "4"]);
+    assert_eq!(now.consistent_at, None, "it is not exactly the source");
+    let seen = doc! {"$set": {"seen": true}};
+    scripts.update_one(doc! {"_id": 2}, seen).await.unwrap();
+    scripts.insert_one(doc! {"_id": 5, "k": 5}).await.unwrap();
+    arrived(&target, "system.js", 5).await;
+    wait_for(&mirror, "tried again", |now| {
+        now.quarantine.iter().all(|one| one.attempts >= 3)
+    })
+    .await;
+    assert_eq!(noted(&client).await, 2);
+    mirror.stop().await;
+
+    let mirror = MirrorHandle::start(config);
+    let now = wait_for(&mirror, "remembered", |now| now.quarantine.len() == 2).await;
+    assert!(now.quarantine[0].attempts >= 3, "{now:?}");
+    copies.drop_indexes().await.unwrap();
+    wait_for(&mirror, "healed", |now| now.quarantine.is_empty()).await;
+    caught_up(&mirror, &client).await;
+    assert_equal(&source, &target).await;
+    assert_eq!(noted(&client).await, 0);
+    mirror.stop().await;
+}
