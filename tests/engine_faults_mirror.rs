@@ -184,6 +184,54 @@ async fn a_process_that_wakes_up_after_another_took_over_writes_nothing_more() {
     futures::future::join_all(cases).await;
 }
 
+/// Everything that the process which holds the mirror shows to others.
+async fn signs(target: &Client) -> Vec<Document> {
+    let state = target.database("mongomirror");
+    let mut signs = Vec::new();
+    for collection in ["checkpoints", "fences"] {
+        let found = state.collection(collection);
+        signs.push(found.find_one(doc! {}).await.unwrap().unwrap());
+    }
+    signs
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_waits_for_a_long_command_shows_that_it_is_alive() {
+    let (from, to) = tokio::join!(ReplicaSet::builder().start(), ReplicaSet::builder().start());
+    let (from, to) = (from.unwrap(), to.unwrap());
+    let (source, target) = (from.client().await.unwrap(), to.client().await.unwrap());
+    fill(&source, "shop", fresh_seed(), 50).await;
+    let mirror = MirrorHandle::start(config(&from.uri(), &to.uri(), "shop"));
+    mirroring(&mirror).await;
+    let hang =
+        |mode: &str| doc! {"configureFailPoint": "hangAfterStartingIndexBuild", "mode": mode};
+    let admin = target.database("admin");
+    admin.run_command(hang("alwaysOn")).await.unwrap();
+    let shop = source.database("shop");
+    let orders = shop.collection::<Document>("orders");
+    orders.insert_one(doc! {"_id": "slow"}).await.unwrap();
+    let index = doc! {"createIndexes": "orders", "indexes": [{"key": {"slow": 1}, "name": "slow"}]};
+    shop.run_command(index).await.unwrap();
+    // The rename waits for the index.
+    let rename = doc! {"renameCollection": "shop.orders", "to": "shop.renamed"};
+    source.database("admin").run_command(rename).await.unwrap();
+    let in_command = || async { signs(&target).await[0].get_bool("inCommand").ok() };
+    common::eventually("it waits", async || in_command().await).await;
+    let before = signs(&target).await;
+    let begun = Instant::now();
+    let moved = common::eventually("a sign", async || {
+        let now = signs(&target).await;
+        (now != before).then_some(now)
+    })
+    .await;
+    assert!(begun.elapsed() < Duration::from_secs(20), "too late");
+    assert_eq!(moved[0], before[0], "it still waits");
+    admin.run_command(hang("off")).await.unwrap();
+    caught_up(&mirror, &source).await;
+    assert_equal(&shop, &target.database("shop_backup")).await;
+    mirror.stop().await;
+}
+
 /// Memory that a process gets at first, and more after each death, in kilobytes: the first ones are
 /// too little for some documents of 6 MiB in several copies, at different moments.
 const MEMORY: (u32, u32) = (40_000, 12_000);

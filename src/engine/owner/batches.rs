@@ -328,6 +328,7 @@ impl Owner<'_> {
             Part::Whole => self.plan.careful &= !self.monitor.is_caught_up(),
         }
         self.checkpointed = Instant::now();
+        self.plan.state.shown();
         self.reached(in_flight.position, true, in_flight.is_torn);
         if !in_flight.collections.is_empty() {
             self.finish_copied_collections();

@@ -278,8 +278,10 @@ impl<'a> Owner<'a> {
             budget,
             reports,
         ));
+        let alive = tokio::spawn(self.plan.state.clone().keep_showing());
         let outcome = self.attend(stop, &mut stream).await;
         drop(stream);
+        alive.abort();
         // It may have been cut off in the middle of one, which would hold up the next process.
         self.plan.state.give_up_note().await;
         // Leave nothing running that still writes: the next run must find a quiet target.

@@ -27,9 +27,9 @@ pub enum Rival {
 
 impl Rival {
     /// Whoever was fenced takes the mirror back only from a process that no longer writes. One that
-    /// works moves its checkpoint or notes something every few seconds, so two looks half a minute
-    /// apart tell, and no clocks are compared. One that waits longer, as for a large index, may lose
-    /// the mirror again: that damages nothing.
+    /// works moves its checkpoint or notes something every few seconds, also while it waits for a
+    /// large index (`StateStore::keep_showing`), so two looks half a minute apart tell, and no clocks
+    /// are compared.
     pub(super) fn refuse_if_alive(&mut self, now: &Checkpoint, notes: i64) -> Result<()> {
         let seen = Self::Seen(now.epoch, now.updated_at, notes);
         if *self == Self::None || *self == seen {

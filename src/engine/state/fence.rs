@@ -6,10 +6,12 @@
 //! is on its way.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bson::{DateTime, Document, RawDocumentBuf, doc};
 use mongodb::ClientSession;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
+use tokio::time::Instant;
 
 use super::codec::{fenced_unless, raw};
 use super::{CHECKPOINTS, FENCES, StateStore};
@@ -24,7 +26,13 @@ pub(super) struct Fence {
     epoch: i64,
     /// The owner task notes, and seldom its writer: nobody ever waits long for it.
     session: Mutex<ClientSession>,
+    /// When the process last wrote something that others see.
+    shown: watch::Sender<Instant>,
 }
+
+/// A process that waits for one long command, as the build of an index, shows that it is alive as
+/// often. Others look twice, half a minute apart (`plan/identity.rs`).
+const SIGN: Duration = Duration::from_secs(10);
 
 /// A write, and the command that carries it out.
 pub(super) type Noted = (Write, RawDocumentBuf);
@@ -38,6 +46,7 @@ impl StateStore {
         let fence = Fence {
             epoch,
             session: Mutex::new(session),
+            shown: watch::Sender::new(Instant::now()),
         };
         // The checkpoint is held meanwhile, so that of two processes the newer one is the last.
         let held = self.hold(
@@ -71,6 +80,30 @@ impl StateStore {
         })?;
         let held = self.hold(FENCES, fence.epoch, &doc! {"$inc": {"notes": 1_i64}})?;
         self.carry_out(fence, &held, notes).await
+    }
+
+    /// Something was written that others see.
+    pub fn shown(&self) {
+        if let Some(fence) = self.fence.as_deref() {
+            fence.shown.send_replace(Instant::now());
+        }
+    }
+
+    /// Shows that the process is alive, whenever nothing else has shown it for a while. Never ends.
+    pub async fn keep_showing(self) {
+        loop {
+            let last = self.fence.as_deref().map(|fence| *fence.shown.borrow());
+            let quiet = last.map_or(Duration::ZERO, |last| last.elapsed());
+            if quiet < SIGN {
+                tokio::time::sleep(SIGN - quiet).await;
+                continue;
+            }
+            if let Err(error) = self.note(&[]).await {
+                // Whoever does something meets it, too.
+                tracing::debug!(%error, "showing that the mirror is alive");
+            }
+            self.shown();
+        }
     }
 
     /// Ends a note that was cut off in its middle.
@@ -120,7 +153,10 @@ impl StateStore {
                 Err(error) if tries.again(&error).await => {
                     tracing::debug!(%error, "noting something again");
                 }
-                outcome => return outcome,
+                outcome => {
+                    fence.shown.send_replace(Instant::now());
+                    return outcome;
+                }
             }
         }
     }
