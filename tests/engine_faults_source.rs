@@ -327,11 +327,13 @@ async fn a_torn_network_during_the_copy_loses_nothing() {
 }
 
 /// What the mirror sends to the source, and what makes it do so.
-const COMMANDS: [(&str, Cause); 11] = [
+const COMMANDS: [(&str, Cause); 16] = [
     ("find", Cause::Copy),
     ("aggregate", Cause::Copy),
     ("collStats", Cause::Copy),
     ("listIndexes", Cause::Copy),
+    ("listCollections", Cause::Copy),
+    ("ping", Cause::Copy),
     ("getMore", Cause::Write),
     ("find", Cause::Repair),
     ("find", Cause::Verification),
@@ -339,6 +341,9 @@ const COMMANDS: [(&str, Cause); 11] = [
     ("aggregate", Cause::Start),
     ("buildInfo", Cause::Start),
     ("listCollections", Cause::Start),
+    ("ping", Cause::Start),
+    ("replSetGetConfig", Cause::Start),
+    ("serverStatus", Cause::Start),
 ];
 
 #[tokio::test(flavor = "multi_thread")]

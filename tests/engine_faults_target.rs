@@ -103,6 +103,17 @@ async fn elections_and_dead_primaries_lose_nothing() {
     target.wait_until_settled().await.unwrap();
     // Nobody commits while the majority is away; what was written meanwhile is rolled back.
     let primary = target.primary().await.unwrap();
+    let rollbacks = async || {
+        let admin = target
+            .node(primary)
+            .client()
+            .await
+            .unwrap()
+            .database("admin");
+        let told = admin.run_command(doc! {"replSetGetRBID": 1}).await.unwrap();
+        told.get_i32("rbid").unwrap()
+    };
+    let before = rollbacks().await;
     for node in (0..3).filter(|node| *node != primary) {
         target.node(node).kill().await.unwrap();
     }
@@ -115,6 +126,7 @@ async fn elections_and_dead_primaries_lose_nothing() {
     target.node(primary).restart().await.unwrap();
     target.wait_until_settled().await.unwrap();
     stage.healed("a rollback").await;
+    assert!(rollbacks().await > before, "nothing was rolled back");
     assert_eq!(stage.end().await.totals.repaired, 0);
 }
 
@@ -327,7 +339,7 @@ async fn documents_of_somebody_else_give_way() {
 }
 
 /// What the mirror sends to the target, and what makes it do so.
-const COMMANDS: [(&str, Cause); 22] = [
+const COMMANDS: [(&str, Cause); 28] = [
     ("insert", Cause::Copy),
     ("update", Cause::Copy),
     ("commitTransaction", Cause::Copy),
@@ -338,6 +350,8 @@ const COMMANDS: [(&str, Cause); 22] = [
     ("abortTransaction", Cause::Repair),
     ("insert", Cause::Capped),
     ("update", Cause::Capped),
+    ("delete", Cause::Capped),
+    ("convertToCapped", Cause::Converted),
     ("create", Cause::Made),
     ("createIndexes", Cause::Index),
     ("dropIndexes", Cause::Index),
@@ -350,6 +364,10 @@ const COMMANDS: [(&str, Cause); 22] = [
     ("killSessions", Cause::Start),
     ("listCollections", Cause::Start),
     ("listIndexes", Cause::Verification),
+    ("listCollections", Cause::Verification),
+    ("ping", Cause::Verification),
+    ("find", Cause::Verification),
+    ("find", Cause::Mended),
 ];
 
 #[tokio::test(flavor = "multi_thread")]

@@ -92,6 +92,19 @@ async fn change_everything(client: &Client, seed: u64) {
         doc! {"drop": "unseen"},
         doc! {"create": "newly", "viewOn": "kept", "pipeline": []},
         doc! {"insert": "fresh", "documents": [{"_id": 1}, {"_id": 2}]},
+        // Each takes the key of the other.
+        doc! {"update": "keys", "updates": [
+            {"q": {"_id": 1}, "u": {"$set": {"k": 3}}},
+            {"q": {"_id": 2}, "u": {"$set": {"k": 1}}},
+            {"q": {"_id": 1}, "u": {"$set": {"k": 2}}},
+        ]},
+        doc! {"insert": "ring", "documents": [{"_id": 7}, {"_id": 5}]},
+        doc! {"delete": "ring", "deletes": [{"q": {"_id": 1}, "limit": 1}]},
+        doc! {"insert": "series", "documents": [{"at": bson::DateTime::now(), "m": 1, "n": 2}]},
+        doc! {"delete": "series", "deletes": [{"q": {"m": 2}, "limit": 0}]},
+        doc! {"update": "system.js", "updates": [{"q": {"_id": 1}, "u": {"$set": {"value": 2}}}]},
+        doc! {"insert": "system.js", "documents": [{"_id": 3, "value": 3}]},
+        doc! {"update": "clustered", "updates": [{"q": {"_id": 1}, "u": {"$set": {"n": 2}}}]},
     ] {
         db.run_command(command).await.unwrap();
     }
@@ -116,6 +129,18 @@ async fn prepare(client: &Client, seed: u64) {
         doc! {"create": "sorted", "viewOn": "kept", "pipeline": [{"$sort": {"n": 1, "m": 1}}]},
         doc! {"create": "seen", "viewOn": "kept", "pipeline": [{"$match": {"n": 6}}]},
         doc! {"create": "unseen", "viewOn": "kept", "pipeline": []},
+        doc! {"createIndexes": "keys", "indexes": [{"key": {"k": 1}, "name": "k", "unique": true}]},
+        doc! {"insert": "keys", "documents": [{"_id": 1, "k": 1}, {"_id": 2, "k": 2}]},
+        doc! {"create": "ring", "capped": true, "size": 4096, "max": 3},
+        doc! {"insert": "ring", "documents": [{"_id": 1}, {"_id": 3}, {"_id": 2}]},
+        doc! {"create": "series", "timeseries": {"timeField": "at", "metaField": "m"}},
+        doc! {"insert": "series", "documents": [
+            {"at": bson::DateTime::now(), "m": 1, "n": 1},
+            {"at": bson::DateTime::now(), "m": 2, "n": 1},
+        ]},
+        doc! {"insert": "system.js", "documents": [{"_id": 1, "value": 1}, {"_id": 2, "value": 2}]},
+        doc! {"create": "clustered", "clusteredIndex": {"key": {"_id": 1}, "unique": true}},
+        doc! {"insert": "clustered", "documents": [{"_id": 1, "n": 1}, {"_id": 2, "n": 2}]},
     ] {
         db.run_command(command).await.unwrap();
     }

@@ -21,6 +21,7 @@ on_both_versions!(
     odd_documents_arrive_by_copy_insert_replace_update_and_transaction,
     odd_documents_arrive_when_they_are_read_again,
     odd_documents_are_compared_and_put_right,
+    odd_documents_are_compared_when_the_history_is_lost,
     odd_documents_are_repaired_byte_for_byte,
     documents_of_sixteen_mebibytes_arrive,
     documents_that_just_fill_a_batch_of_the_copy_arrive,
@@ -253,6 +254,48 @@ async fn odd_documents_are_compared_and_put_right(version: Version) {
     let mirror = MirrorHandle::start(config(&from.uri(), &to.uri(), "compared"));
     noted(&mirror, refused.len()).await;
     assert_same_bytes(&source, &target, "odd").await;
+    mirror.stop().await;
+}
+
+/// The mirror cannot go on where it was, and compares.
+async fn odd_documents_are_compared_when_the_history_is_lost(version: Version) {
+    let set = shared(version).await;
+    let client = set.client().await.unwrap();
+    let corpus = stored_by(&client).await;
+    let (source, target) = (client.database("lost"), client.database("lost_backup"));
+    for odd in &corpus {
+        for name in ["gone", "changed", "kept"] {
+            store(&source, name, odd).await;
+        }
+    }
+    let config = config(&set.uri(), &set.uri(), "lost");
+    let mirror = MirrorHandle::start(config.clone());
+    mirroring(&mirror).await;
+    mirror.stop().await;
+    let never = bson::Timestamp {
+        time: u32::MAX,
+        increment: 1,
+    };
+    common::ddl::set_position(&client, &config, &doc! {"time": never, "at": never}).await;
+    let there = target.collection::<Document>("gone");
+    there.delete_many(doc! {}).await.unwrap();
+    for odd in &corpus {
+        let other = Fields::within(&odd.document).int("other", 1).finish();
+        let changed = Odd {
+            document: other,
+            ..odd.clone()
+        };
+        replace(&source, "changed", &changed).await;
+        store(&source, "new", odd).await;
+    }
+    let mirror = MirrorHandle::start(config);
+    wait_for(&mirror, "compared", |now| now.totals.resyncs == 1).await;
+    mirroring(&mirror).await;
+    caught_up(&mirror, &client).await;
+    for collection in ["gone", "changed", "kept", "new"] {
+        let documents = assert_same_bytes(&source, &target, collection).await;
+        assert_eq!(documents, corpus.len(), "{collection}");
+    }
     mirror.stop().await;
 }
 

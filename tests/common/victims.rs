@@ -15,10 +15,10 @@ use super::{assert_equal, caught_up, config, fresh_seed, mirroring};
 
 /// Codes of errors that pass, and of errors that need somebody; the mirror has to outlive all of
 /// them. Those that a command takes for an answer are left out for that command.
-const CODES: [i32; 42] = [
+const CODES: [i32; 44] = [
     1, 6, 7, 8, 11, 24, 43, 46, 50, 63, 64, 79, 89, 91, 96, 112, 117, 133, 134, 146, 189, 202, 225,
     239, 246, 251, 262, 263, 290, 9001, 10107, 11600, 11601, 11602, 13435, 14031, 150, 234, 358,
-    384, 13388, 13436,
+    384, 13388, 13436, 175, 237,
 ];
 
 /// Codes of write concerns that were not reached.
@@ -49,6 +49,8 @@ pub enum Cause {
     Capped,
     /// A document of the target is not as it should be.
     Repair,
+    /// The same, found by a verification.
+    Mended,
     /// A collection is made, and dropped.
     Made,
     /// A collection is renamed over another one.
@@ -59,6 +61,8 @@ pub enum Cause {
     Copy,
     /// A collection's options change.
     Options,
+    /// A clustered collection becomes capped.
+    Converted,
     /// Somebody asks for a verification.
     Verification,
     /// A mirror starts.
@@ -187,7 +191,11 @@ impl Victim {
         };
         match cause {
             Cause::Start => {}
-            Cause::Verification => {
+            Cause::Verification | Cause::Mended => {
+                if matches!(cause, Cause::Mended) {
+                    let copies = self.target.collection::<Document>("orders");
+                    copies.delete_one(doc! {"_id": 1}).await.unwrap();
+                }
                 let (done, _) = oneshot::channel();
                 let mirror = self.mirror.as_ref().unwrap();
                 mirror
@@ -217,6 +225,7 @@ impl Victim {
                 ring.update_one(doc! {"_id": 3 * n}, doc! {"$set": {"n": n}})
                     .await
                     .unwrap();
+                ring.delete_one(doc! {"_id": 3 * n + 1}).await.unwrap();
             }
             Cause::Copy => {
                 let hidden = self.source.collection::<Document>("hidden");
@@ -251,6 +260,12 @@ impl Victim {
                 let index = doc! {"key": {format!("f{n}"): 1}, "name": "f"};
                 run(doc! {"createIndexes": "orders", "indexes": [index]}).await;
                 run(doc! {"dropIndexes": "orders", "index": "f"}).await;
+            }
+            Cause::Converted => {
+                let clustered = doc! {"key": {"_id": 1}, "unique": true};
+                run(doc! {"create": "made", "clusteredIndex": clustered}).await;
+                run(doc! {"convertToCapped": "made", "size": 4096}).await;
+                run(doc! {"drop": "made"}).await;
             }
             Cause::Made => {
                 run(doc! {"create": "made"}).await;

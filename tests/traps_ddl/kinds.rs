@@ -132,6 +132,34 @@ pub fn special() -> Vec<Case> {
             ],
         ),
         case(
+            "a time series whose indexes come and go",
+            [
+                series("s6"),
+                Fill("s6", 0, 30),
+                index("s6", [doc! {"key": {"k": 1}, "name": "k"}]),
+            ],
+            [
+                index(
+                    "s6",
+                    [
+                        doc! {"key": {"k": -1, "n": 1}, "name": "some", "partialFilterExpression": {"k": {"$gt": 3}}},
+                        doc! {"key": {"k.$**": 1}, "name": "all"},
+                        doc! {"key": {"spot": "2dsphere"}, "name": "spot"},
+                    ],
+                ),
+                Run(doc! {"insert": "s6", "documents": [{
+                    "when": bson::DateTime::from_millis(4_000_000_000_000), "k": {"deep": 1}, "n": 7,
+                    "spot": {"type": "Point", "coordinates": [3, 4]},
+                }]}),
+                Run(doc! {"dropIndexes": "s6", "index": "k"}),
+                Run(doc! {"dropIndexes": "s6", "index": ["some", "spot"]}),
+                Fill("s6", 30, 10),
+                modify("s6", doc! {"expireAfterSeconds": "off"}),
+                Run(doc! {"dropIndexes": "s6", "index": "*"}),
+                Fill("s6", 40, 10),
+            ],
+        ),
+        case(
             "a time series, dropped and made again",
             [series("s2"), Fill("s2", 0, 60)],
             [
@@ -161,6 +189,21 @@ pub fn special() -> Vec<Case> {
                     doc! {"update": "system.js", "updates": [{"q": {"_id": "f"}, "u": {"$set": {"value": [2]}}}]},
                 ),
                 Run(doc! {"delete": "system.js", "deletes": [{"q": {"_id": "g"}, "limit": 1}]}),
+            ],
+        ),
+        case(
+            "scripts with an index, and under another name",
+            [
+                Run(doc! {"insert": "system.js", "documents": [{"_id": "h", "value": 3}]}),
+                index("system.js", [doc! {"key": {"value": 1}, "name": "value"}]),
+            ],
+            [
+                index("system.js", [doc! {"key": {"value": -1}, "name": "other"}]),
+                Run(doc! {"dropIndexes": "system.js", "index": "value"}),
+                Rename("system.js", "j1", false),
+                Fill("j1", 0, 5),
+                Rename("j1", "system.js", false),
+                Fill("system.js", 10, 5),
             ],
         ),
         case(
