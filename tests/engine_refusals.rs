@@ -141,6 +141,88 @@ async fn the_documented_roles_are_enough() {
     assert_eq!(left_out, ["readings"]);
 }
 
+/// What the shell reads, as JSON: quotes around the names, and no comma behind the last one.
+fn as_json(shell: &str) -> String {
+    let mut json = String::new();
+    let mut name = String::new();
+    let mut in_text = false;
+    for character in shell.chars() {
+        in_text ^= character == '"';
+        if character.is_ascii_alphabetic() && !in_text {
+            name.push(character);
+            continue;
+        }
+        if !name.is_empty() {
+            json.push_str(&format!("\"{name}\""));
+            name.clear();
+        }
+        if matches!(character, ']' | '}') {
+            json.truncate(json.trim_end().trim_end_matches(',').len());
+        }
+        json.push(character);
+    }
+    json
+}
+
+/// What docs/limits.md has people grant for the system collections of one time series and scripts.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documented_roles_for_system_collections_are_enough() {
+    let set = ReplicaSet::builder().auth(true).start().await.unwrap();
+    let root = set.client().await.unwrap();
+    let (source, target) = (root.database("ordersDB"), root.database("ordersDB_backup"));
+    let recipe = std::fs::read_to_string("docs/limits.md").unwrap();
+    for command in recipe.split("createRole(").skip(1).take(2) {
+        let (role, _) = command.split_once(")\n").expect("the end of the command");
+        let role: serde_json::Value = serde_json::from_str(&as_json(role)).expect(role);
+        let privileges = bson::serialize_to_bson(&role["privileges"]).unwrap();
+        let name = role["role"].as_str().unwrap();
+        set.admin(doc! {"createRole": name, "roles": [], "privileges": privileges})
+            .await
+            .unwrap();
+    }
+    let role = |role: &str, db: &str| doc! {"role": role, "db": db}.into();
+    let reads = [role("read", "ordersDB"), role("mongomirrorSource", "admin")];
+    set.create_user("reader", "r", reads).await.unwrap();
+    let writes = [
+        role("readWrite", "ordersDB_backup"),
+        role("dbAdmin", "ordersDB_backup"),
+        role("readWrite", "mongomirror"),
+        role("mongomirrorTarget", "admin"),
+    ];
+    set.create_user("writer", "w", writes).await.unwrap();
+    let series = doc! {"timeField": "at", "metaField": "m"};
+    let steps = |m: i32| {
+        [
+            doc! {"insert": "readings", "documents": [{"at": bson::DateTime::now(), "m": m}]},
+            doc! {"insert": "system.js", "documents": [{"_id": m, "value": 1}]},
+        ]
+    };
+    source
+        .run_command(doc! {"create": "readings", "timeseries": series})
+        .await
+        .unwrap();
+    for step in steps(1) {
+        source.run_command(step).await.unwrap();
+    }
+    let (from, to) = (set.uri_as("reader", "r"), set.uri_as("writer", "w"));
+    let mirror = MirrorHandle::start(config(&from, &to, "ordersDB"));
+    mirroring(&mirror).await;
+    let more = [
+        doc! {"createIndexes": "readings", "indexes": [{"key": {"m": 1}, "name": "m"}]},
+        doc! {"collMod": "readings", "timeseries": {"granularity": "minutes"}},
+        doc! {"dropIndexes": "readings", "index": "m"},
+        doc! {"update": "system.js", "updates": [{"q": {"_id": 1}, "u": {"$set": {"value": 2}}}]},
+        doc! {"delete": "readings", "deletes": [{"q": {"m": 1}, "limit": 0}]},
+    ];
+    for step in steps(2).into_iter().chain(more) {
+        source.run_command(step).await.unwrap();
+    }
+    common::caught_up(&mirror, &root).await;
+    common::assert_equal(&source, &target).await;
+    let last = mirror.stop().await;
+    assert!(last.unsupported.is_empty(), "{:?}", last.unsupported);
+}
+
 /// Without the right to read its id, a source is known by its name.
 #[tokio::test(flavor = "multi_thread")]
 async fn another_source_of_the_same_name_is_refused() {

@@ -26,6 +26,7 @@ on_both_versions!(
     ids_that_change_their_type_beside_a_repaired_document_arrive,
     ids_under_a_collation_arrive,
     ids_under_a_collation_beside_a_repaired_document_arrive,
+    long_ids_are_no_bounds_of_ranges,
 );
 
 fn with_id((kind, value): &Raw, fields: &Fields) -> Vec<u8> {
@@ -420,4 +421,34 @@ async fn plain_comparisons_of_ids_would_lose_documents() {
         + count(doc! {"$expr": {"$lt": ["$_id", 5]}}).await;
     assert_eq!(expr, documents.len() as u64);
     assert!(plain < expr / 2, "{plain} of {expr}");
+}
+
+/// All bounds together are noted at once, and would not fit into one command.
+async fn long_ids_are_no_bounds_of_ranges(version: Version) {
+    let set = shared(version).await;
+    let client = set.client().await.unwrap();
+    let (source, target) = (client.database("long"), client.database("long_backup"));
+    let id = |n: i32| {
+        (
+            0x02,
+            common::raw::string(format!("{n:04}{}", "x".repeat(100_000))),
+        )
+    };
+    for first in (0..300).step_by(100) {
+        let long = (first..first + 100).map(|n| with_id(&id(n), &Fields::new().int("n", n)));
+        let short = (first..first + 100).map(|n| Fields::new().int("_id", n).finish());
+        let documents: Vec<Vec<u8>> = long.chain(short).collect();
+        run(&source, insert("c", &documents)).await.unwrap();
+    }
+    let mut config = config(&set.uri(), &set.uri(), "long");
+    config.limits.range_bytes = 150_000;
+    let mirror = MirrorHandle::start(config);
+    let now = mirroring(&mirror).await;
+    assert_eq!(now.initial_sync.unwrap().documents_copied, 600);
+    run(&source, delete("c", &id(7))).await.unwrap();
+    caught_up(&mirror, &client).await;
+    assert_eq!(assert_same_bytes(&source, &target, "c").await, 599);
+    mirror.stop().await;
+    source.drop().await.unwrap();
+    target.drop().await.unwrap();
 }

@@ -13,6 +13,7 @@ use super::error::{Error, Side, code};
 use super::headroom;
 use super::owner::Owner;
 use super::plan::{Rival, prepare};
+use super::position::ClusterTime;
 use super::progress::{Phase, Problem, Progress};
 use super::request::{Refusal, Request};
 
@@ -36,6 +37,9 @@ pub struct Before {
     pub resync: bool,
     /// Changes could not be laid over a document that holds one name twice.
     pub careful: bool,
+    /// How often in a row the target did not manage a batch behind this position.
+    pub failed_batches: u32,
+    stuck_at: Option<ClusterTime>,
     /// Measures what is left of the source's oplog while the mirror does not run.
     watch: Option<AbortOnDropHandle<()>>,
 }
@@ -65,7 +69,8 @@ pub async fn run(
         if started.elapsed() > HEALTHY {
             pause = BACKOFF.0;
         }
-        let wait = match before.learn(config, &error) {
+        let position = publish.borrow().position;
+        let wait = match before.learn(config, &error, position) {
             Again::Compare => {
                 tracing::warn!(mirror = %config.name, "{error}; comparing both sides, to write what differs");
                 publish.send_modify(|progress| {
@@ -104,13 +109,26 @@ enum Again {
 }
 
 impl Before {
-    fn learn(&mut self, config: &MirrorConfig, error: &Error) -> Again {
+    fn learn(
+        &mut self,
+        config: &MirrorConfig,
+        error: &Error,
+        position: Option<ClusterTime>,
+    ) -> Again {
         if matches!(error, Error::Fenced { .. }) && self.rival == Rival::None {
             self.rival = Rival::Unknown;
         }
         self.resync = error.is_gap() && config.on_history_lost == OnHistoryLost::Resync;
         // Documents that are read again are put whatever is there.
         self.careful = error.code() == Some(code::NAME_TWICE) || matches!(error, Error::Unsettled);
+        if self.stuck_at != position {
+            self.failed_batches = 0;
+        }
+        self.stuck_at = position;
+        let is_answer = error.side() == Some(Side::Target) && error.code().is_some();
+        if is_answer && !error.needs_human() {
+            self.failed_batches = self.failed_batches.saturating_add(1);
+        }
         if self.resync {
             Again::Compare
         } else if error.needs_human() {

@@ -23,6 +23,10 @@ const SAMPLED_AT_ONCE: u64 = 2000;
 const SCANNED: u64 = 256 << 20;
 const SAMPLED_OF: u64 = 25;
 
+/// Bytes of the longest `_id` that is a bound: thousands of them are held, and noted at once. Longer
+/// ones fall between others.
+const LONGEST_BOUND: usize = 512;
+
 /// Most ranges of one collection; beyond that they grow.
 const MOST_RANGES: u64 = 20_000;
 
@@ -144,6 +148,7 @@ async fn sample(source: &Database, collection: &str, samples: u64) -> Result<Vec
                 .into_iter()
                 .flatten()
                 .filter_map(|document| find(document.as_document()?.as_bytes(), b"_id"))
+                .filter(|id| id.value.len() <= LONGEST_BOUND)
                 .map(Value::of),
         );
     }

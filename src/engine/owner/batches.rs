@@ -10,6 +10,13 @@ use crate::engine::state::Way;
 use crate::engine::stream::event::{Event, Operation, parse};
 use tokio::time::Instant;
 
+/// Fewer and fewer where the target does not manage a batch: how much of it has to be read again,
+/// and so is written, shows only then, and may be more than fits its cache.
+fn most_documents(failed: u32) -> usize {
+    let fewer = BATCH_DOCUMENTS.checked_shr(failed.saturating_mul(4));
+    fewer.unwrap_or(0).max(1)
+}
+
 impl Owner<'_> {
     /// Routes the events of the reply in hand.
     pub(super) fn process(&mut self) -> Result<()> {
@@ -97,7 +104,8 @@ impl Owner<'_> {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.gather.documents() >= BATCH_DOCUMENTS || self.gather.bytes() >= self.share(EIGHTHS.1)
+        self.gather.documents() >= most_documents(self.plan.failed_batches)
+            || self.gather.bytes() >= self.share(EIGHTHS.1)
     }
 
     /// A transaction of the source that outgrows the memory that a batch may take.
@@ -325,7 +333,11 @@ impl Owner<'_> {
         match in_flight.part {
             Part::More => return Ok(()),
             Part::Last => self.plan.careful = false,
-            Part::Whole => self.plan.careful &= !self.monitor.is_caught_up(),
+            Part::Whole if self.monitor.is_caught_up() => {
+                self.plan.careful = false;
+                self.plan.failed_batches = 0;
+            }
+            Part::Whole => {}
         }
         self.checkpointed = Instant::now();
         self.plan.state.shown();
@@ -347,5 +359,19 @@ impl Owner<'_> {
             self.committed = position;
         }
         self.update_phase();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_that_is_never_managed_becomes_one_document() {
+        assert_eq!(most_documents(0), BATCH_DOCUMENTS);
+        assert_eq!(most_documents(1), BATCH_DOCUMENTS / 16);
+        for failed in [3, 16, u32::MAX] {
+            assert_eq!(most_documents(failed), 1);
+        }
     }
 }

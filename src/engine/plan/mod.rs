@@ -57,6 +57,8 @@ pub struct Planned {
     /// Changed documents are read again up to the end of the next transaction that is written in
     /// pieces, or until the mirror has caught up: its changes could not be laid over what is there.
     pub careful: bool,
+    /// How often in a row the target did not manage the batch behind the position.
+    pub failed_batches: u32,
     /// What the source shows.
     pub flags: Flags,
     /// The collections.
@@ -169,6 +171,7 @@ pub async fn prepare(
         state,
         abilities,
         careful: known.careful,
+        failed_batches: known.failed_batches,
         flags,
         catalog: Catalog::default(),
         ranges: HashMap::new(),
