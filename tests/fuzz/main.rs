@@ -26,6 +26,7 @@ mod plan;
 mod round;
 mod servers;
 mod shrink;
+mod stamps;
 mod tally;
 mod writes;
 

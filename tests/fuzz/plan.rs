@@ -9,7 +9,7 @@ use testbed::Version;
 
 use crate::ddl;
 use crate::dice::{Dice, Ids, POOL, id};
-use crate::writes;
+use crate::{stamps, writes};
 
 /// The mirrored database; its copy is `shop_backup`, as is the default.
 pub const DATABASE: &str = "shop";
@@ -386,6 +386,7 @@ pub fn plan(seed: u64, version: Version, switches: &[Switch]) -> Plan {
     let writes = *dice.pick(&[300, 600, 900, 1500]);
     let writes = if round.ddl > 10 { 300 } else { writes };
     round.fill(&mut dice, writes, layout, &collections, &mut plan.steps);
+    stamps::fill(&mut plan);
     plan
 }
 

@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::apply::gather::{Batch, CollectionIndex, Counts};
 use super::apply::indexes::Tended;
@@ -278,10 +279,11 @@ impl<'a> Owner<'a> {
             budget,
             reports,
         ));
-        let alive = tokio::spawn(self.plan.state.clone().keep_showing());
+        let showing = self.plan.state.clone().keep_showing();
+        let alive = AbortOnDropHandle::new(tokio::spawn(showing));
         let outcome = self.attend(stop, &mut stream).await;
         drop(stream);
-        alive.abort();
+        drop(alive);
         // It may have been cut off in the middle of one, which would hold up the next process.
         self.plan.state.give_up_note().await;
         // Leave nothing running that still writes: the next run must find a quiet target.
