@@ -110,6 +110,46 @@ async fn what_is_refused_of_a_capped_collection_leaves_a_gap_and_holds_up_nothin
     mirror.stop().await;
 }
 
+/// What is inserted and touched at once, as in a queue, begins no run anew either.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_and_soon_changed_holds_up_nothing() {
+    let ((old, from), (new, to)) = tokio::join!(start(Version::V6_0_5), start(Version::V6_0_27));
+    let (source, target) = (from.database("shop"), to.database("shop_backup"));
+    capped(&source, "log").await;
+    let log = source.collection::<Document>("log");
+    log.insert_one(doc! {"_id": 0}).await.unwrap();
+    let mirror = MirrorHandle::start(config(&old.uri(), &new.uri(), "shop"));
+    verified(&mirror).await;
+    let begun = epoch(&to).await;
+    let seen = doc! {"$set": {"seen": true}};
+    for n in (1..200).step_by(4) {
+        let some = [malformed(n), doc! {"_id": n + 1}, malformed(n + 2)];
+        log.insert_many(some).await.unwrap();
+        for id in [n, n + 1] {
+            log.update_one(doc! {"_id": id}, seen.clone())
+                .await
+                .unwrap();
+        }
+        log.delete_one(doc! {"_id": n + 2}).await.unwrap();
+        if n % 8 == 1 {
+            log.insert_one(doc! {"_id": n + 2}).await.unwrap();
+        }
+    }
+    log.insert_one(doc! {"_id": 1000}).await.unwrap();
+    arrived(&target, "log", 1000).await;
+    wait_for(&mirror, "noted", |now| now.quarantine.len() == 50).await;
+    assert_eq!(epoch(&to).await, begun, "none of that begins a run anew");
+    log.delete_many(doc! {"odd": {"$exists": true}})
+        .await
+        .unwrap();
+    wait_for(&mirror, "healed", |now| now.quarantine.is_empty()).await;
+    caught_up(&mirror, &from).await;
+    assert_equal(&source, &target).await;
+    assert_eq!(noted(&to).await, 0);
+    assert_eq!(epoch(&to).await, begun);
+    mirror.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_strangers_index_on_a_capped_collection_goes_when_it_is_copied_anew() {
     let (set, client) = start(Version::V6_0_5).await;

@@ -362,6 +362,18 @@ impl Error {
     /// Whether the target said that it cannot hold this document, whoever writes it and whenever:
     /// a statement failed, or the command with a code that is about what a document holds.
     pub fn is_refused_document(&self) -> bool {
+        match self {
+            // These two have answers of their own.
+            Self::Write {
+                code, statement, ..
+            } => statement.is_some() && ![code::DUPLICATE_KEY, code::NAME_TWICE].contains(code),
+            _ => self.is_refused_for_certain(),
+        }
+    }
+
+    /// The same, only for what the code says: outside of transactions a statement also fails for
+    /// what has to do with the server or the collection, and nobody looks a second time.
+    pub fn is_refused_for_certain(&self) -> bool {
         // BadValue, FailedToParse, TypeMismatch, Overflow, InvalidBSON, PathNotViable, names and
         // ids that cannot be, parallel arrays, too large; keys that an index cannot have follow.
         const DEFINITE: [i32; 25] = [
@@ -371,17 +383,8 @@ impl Error {
             // NonConformantBSON: 6.0.27 looks into binary values of subtype 7, 6.0.5 does not.
             378,
         ];
-        match self {
-            // These two have answers of their own.
-            Self::Write {
-                code, statement, ..
-            } => statement.is_some() && ![code::DUPLICATE_KEY, code::NAME_TWICE].contains(code),
-            Self::Driver { .. } => {
-                self.code().is_some_and(|code| DEFINITE.contains(&code))
-                    && !self.has_label(mongodb::error::TRANSIENT_TRANSACTION_ERROR)
-            }
-            _ => false,
-        }
+        self.code().is_some_and(|code| DEFINITE.contains(&code))
+            && !self.has_label(mongodb::error::TRANSIENT_TRANSACTION_ERROR)
     }
 
     /// Whether the source said that a resume token is not one of its own.

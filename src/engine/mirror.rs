@@ -26,6 +26,10 @@ const HUMAN: Duration = Duration::from_secs(30);
 /// A run that lasted this long was a success: the next pause is the shortest again.
 const HEALTHY: Duration = Duration::from_secs(60);
 
+/// What a server says of a transaction that its cache does not hold, or that lasts too long:
+/// WriteConflict, NoSuchTransaction, TransactionExceededLifetimeLimitSeconds, TemporarilyUnavailable.
+const TOO_MUCH: [i32; 4] = [112, 251, 290, 365];
+
 /// What a mirror knows from its earlier runs in this process.
 #[derive(Default)]
 pub struct Before {
@@ -125,8 +129,8 @@ impl Before {
             self.failed_batches = 0;
         }
         self.stuck_at = position;
-        let is_answer = error.side() == Some(Side::Target) && error.code().is_some();
-        if is_answer && !error.needs_human() {
+        let is_of_target = error.side() == Some(Side::Target);
+        if is_of_target && error.code().is_some_and(|code| TOO_MUCH.contains(&code)) {
             self.failed_batches = self.failed_batches.saturating_add(1);
         }
         if self.resync {

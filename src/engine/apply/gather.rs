@@ -290,6 +290,20 @@ impl Batch {
         self.reconcile(home, &Value::of(id));
     }
 
+    /// What is in the batch of a document of a capped collection that the target has just refused
+    /// was laid over what is not there, until it is inserted once more. Returns whether that
+    /// one is deleted, so that what comes is another.
+    pub fn leave_out(&mut self, collection: CollectionIndex, id: &Value) -> bool {
+        let mut is_gone = false;
+        let in_order = self.in_order.entities.iter_mut();
+        let its = in_order.filter(|it| it.collection == collection && it.id == *id);
+        for entity in its.take_while(|it| !matches!(it.outcome, Outcome::Insert { .. })) {
+            is_gone |= entity.outcome == Outcome::Delete;
+            entity.outcome = Outcome::Nothing;
+        }
+        is_gone
+    }
+
     /// A collection is gone: nothing of it is written any more.
     pub fn forget(&mut self, collection: CollectionIndex) {
         for documents in [&mut self.inside, &mut self.loose, &mut self.in_order] {

@@ -12,7 +12,9 @@
 
 use bson::doc;
 
-use super::commands::{Command, Place, by_collection, encode, insert_all, moves, put, remove};
+use super::commands::{
+    Command, Place, after_insert, by_collection, encode, insert_all, moves, put, remove,
+};
 use super::documents::Shares;
 use super::gather::{CollectionIndex, Entity, Outcome};
 use super::stepping::Steps;
@@ -83,15 +85,50 @@ impl Writer {
         if entities.iter().any(|it| is_asked(it) || moves(it)) {
             return Err(out_of_order());
         }
+        let before = written.refused.len();
         for command in encode(place, entities.iter().copied(), self.abilities) {
+            let documents = command.inserted();
+            if documents.is_empty() && written.refused.len() > before {
+                // Updates come last, and are of documents that were left out, too.
+                let refused = written.refused[before..].to_vec();
+                return self.update_others(place, entities, &refused, written).await;
+            }
             match self.run_outside(&command, written).await? {
                 Ran::AsExpected => {}
                 Ran::Refused(error) => {
-                    let documents = command.inserted();
                     self.step_over((named, place), &documents, error, prepared, written)
                         .await?;
                 }
                 Ran::Otherwise | Ran::Hindered(_) => return Err(out_of_order()),
+            }
+        }
+        Ok(())
+    }
+
+    /// The updates of a batch whose inserts are there, but for those that were refused.
+    async fn update_others(
+        &self,
+        place: Place<'_>,
+        entities: &[&Entity],
+        refused: &[Refused],
+        written: &mut Written,
+    ) -> Result<()> {
+        let is_refused = |id: &Value| refused.iter().any(|one| one.key.1 == *id);
+        for entity in entities.iter().filter(|entity| !is_refused(&entity.id)) {
+            let mut commands = Vec::new();
+            let update = match &entity.outcome {
+                Outcome::Delete => continue,
+                Outcome::Insert { document, deltas } => {
+                    commands.extend(after_insert(place, document, self.abilities));
+                    entity.becomes(Outcome::Update(deltas.clone()))
+                }
+                other => entity.becomes(other.clone()),
+            };
+            commands.extend(encode(place, std::iter::once(&update), self.abilities));
+            for command in commands {
+                if !matches!(self.run_outside(&command, written).await?, Ran::AsExpected) {
+                    return Err(out_of_order());
+                }
             }
         }
         Ok(())
@@ -220,6 +257,10 @@ impl Writer {
                 Ran::AsExpected | Ran::Otherwise | Ran::Hindered(_) => {}
             }
         }
+        if entity.outcome == Outcome::Delete {
+            let key = (named.uuid, entity.id.clone());
+            written.refused.retain(|one| one.key != key);
+        }
         Ok(())
     }
 
@@ -238,7 +279,7 @@ impl Writer {
                 Ok(Ran::Hindered(error))
             }
             Err(error) if error.code() == Some(code::NAME_TWICE) => Ok(Ran::Hindered(error)),
-            Err(error) if error.is_refused_document() => Ok(Ran::Refused(error)),
+            Err(error) if error.is_refused_for_certain() => Ok(Ran::Refused(error)),
             Err(error) => Err(error),
         }
     }

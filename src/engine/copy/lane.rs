@@ -95,6 +95,8 @@ pub enum Report {
         /// The range.
         number: u32,
     },
+    /// A collection is made anew on the target: nothing of it counts as refused any more.
+    Anew(Uuid),
     /// The target does not take these documents; they are left out, and noted.
     Refused(Vec<Refused>),
     /// It is tried again; once per outage.

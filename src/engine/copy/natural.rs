@@ -16,7 +16,7 @@
 use bson::{RawDocument, RawDocumentBuf, Timestamp};
 use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
 
-use super::lane::{Job, Lane, Reached, Try};
+use super::lane::{Job, Lane, Reached, Report, Try};
 use super::writing::Inserted;
 use crate::engine::apply::commands::{Place, after_insert};
 use crate::engine::apply::ddl;
@@ -52,6 +52,9 @@ impl Lane {
             self.state
                 .begin_range(self.epoch, job.uuid, job.number)
                 .await?;
+            // What was refused may be taken this time.
+            self.state.release_collection(job.uuid).await?;
+            let _ = self.reports.send(Report::Anew(job.uuid)).await;
         }
         let guard = self.make_anew(job).await?;
         // Fenced, and behind the look at the UUID: whoever replaces us from here on makes the
@@ -218,7 +221,7 @@ impl Lane {
             let whole = is_whole.then(|| array.as_bytes());
             match self.insert_some(place, whole, &documents[now]).await {
                 Ok(()) => steps.taken(),
-                Err(error) if error.is_refused_document() => {
+                Err(error) if error.is_refused_for_certain() => {
                     let Some(one) = steps.refused(error.statement()) else {
                         continue;
                     };

@@ -147,20 +147,18 @@ impl Owner<'_> {
                     return Ok(());
                 }
                 Route::Window(place) => {
-                    if is_refused {
-                        self.leave_out(home, event, id);
-                        return Ok(());
-                    }
                     if let Some(window) = &mut ranges.get_mut(place).window {
                         window.note(event).map_err(malformed)?;
+                    }
+                    if is_refused {
+                        return self.leave_out(home, event, id);
                     }
                     return self.gather.add_to_window(home, event).map_err(malformed);
                 }
             }
         }
         if is_refused {
-            self.leave_out(home, event, id);
-            return Ok(());
+            return self.leave_out(home, event, id);
         }
         self.gather.add(home, event).map_err(malformed)
     }
@@ -244,6 +242,9 @@ impl Owner<'_> {
         if part == Part::More {
             // Their notes go with the position, which moves with the last piece.
             self.gather.ranges_done = std::mem::take(&mut batch.ranges_done);
+        }
+        if part != Part::Whole {
+            // The state forgets them with the next whole batch.
             self.gather.released = std::mem::take(&mut batch.released);
         }
         let mut names = Names::new();
@@ -333,11 +334,10 @@ impl Owner<'_> {
         match in_flight.part {
             Part::More => return Ok(()),
             Part::Last => self.plan.careful = false,
-            Part::Whole if self.monitor.is_caught_up() => {
-                self.plan.careful = false;
-                self.plan.failed_batches = 0;
+            Part::Whole => {
+                self.plan.careful &= !self.monitor.is_caught_up();
+                self.plan.failed_batches = self.plan.failed_batches.saturating_sub(1);
             }
-            Part::Whole => {}
         }
         self.checkpointed = Instant::now();
         self.plan.state.shown();

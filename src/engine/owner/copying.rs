@@ -120,6 +120,7 @@ impl Owner<'_> {
             LaneReport::Stopped { collection, number } => {
                 self.lane_stops.remove(&(collection, number));
             }
+            LaneReport::Anew(uuid) => self.forget_refused(uuid),
             LaneReport::Refused(refused) => {
                 // Other lanes may have used up the room meanwhile.
                 let known = refused.iter().map(|one| one.key.clone());
@@ -172,7 +173,8 @@ impl Owner<'_> {
         let waiting = std::mem::take(&mut range.waiting);
         let freed: usize = waiting.iter().map(|(_, raw)| raw.len()).sum();
         self.waiting_bytes = self.waiting_bytes.saturating_sub(freed);
-        let waiting = self.without_refused(home, waiting)?;
+        let since = unfenced.and_then(|it| it.from);
+        let waiting = self.without_refused(home, waiting, (since, at.to))?;
         let Some(ranges) = self.plan.ranges.get_mut(&collection) else {
             return Ok(());
         };

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::asking::Ask;
 use super::{Owner, malformed};
-use crate::engine::apply::gather::{Batch, CollectionIndex, Home};
+use crate::engine::apply::gather::{Batch, CollectionIndex, Entity, Home};
 use crate::engine::bson::order::Value;
 use crate::engine::bson::scan::Element;
 use crate::engine::definitions::Mend;
@@ -18,8 +18,9 @@ use crate::engine::quarantine::{Key, Refused};
 use crate::engine::state::Way;
 use crate::engine::stream::event::{Event, Operation, Uuid, parse};
 
-/// Shortest pause before a capped collection is copied anew for what was refused of it.
-const COPIED_ANEW: Duration = Duration::from_secs(3600);
+/// Shortest pause before a capped collection is copied anew for what was refused of it: all of the
+/// mirror is not consistent until then, and compared again.
+const COPIED_ANEW: Duration = Duration::from_secs(24 * 3600);
 
 impl Owner<'_> {
     pub(super) fn is_quarantined(&self, collection: CollectionIndex, id: Element<'_>) -> bool {
@@ -48,12 +49,20 @@ impl Owner<'_> {
     /// An event of a document that the target refuses: what it is on the source is compared. In a
     /// capped collection it has its place, and cannot be put there later; so it is known as refused
     /// until the collection is copied anew, or it is gone.
-    pub(super) fn leave_out(&mut self, home: Home, event: &Event<'_>, id: Element<'_>) {
+    pub(super) fn leave_out(
+        &mut self,
+        home: Home,
+        event: &Event<'_>,
+        id: Element<'_>,
+    ) -> Result<()> {
         if home.way == Way::InOrder && event.operation == Operation::Delete {
             let uuid = self.plan.catalog.get(home.collection).entry.uuid;
             self.let_go((uuid, Value::of(id)));
+            // Should it be there after all, it goes; in the window nothing has to be found.
+            return self.gather.add_to_window(home, event).map_err(malformed);
         }
         self.gather.compare(home, event, id);
+        Ok(())
     }
 
     /// The source does not have it any more, and the target never had. The state learns that with
@@ -66,11 +75,13 @@ impl Owner<'_> {
         }
     }
 
-    /// Of events that waited for a capped collection, those of refused documents are left out.
+    /// Of events that waited for a capped collection, those of refused documents are left out; the
+    /// copy was read between these times.
     pub(super) fn without_refused(
         &mut self,
         home: Home,
         waiting: Vec<(ClusterTime, Vec<u8>)>,
+        (since, until): (Option<ClusterTime>, ClusterTime),
     ) -> Result<Vec<(ClusterTime, Vec<u8>)>> {
         if home.way != Way::InOrder || self.quarantine.is_empty() {
             return Ok(waiting);
@@ -80,8 +91,19 @@ impl Owner<'_> {
             let raw = RawDocument::from_bytes(&bytes).map_err(|_| malformed("malformed bytes"))?;
             let event = parse(raw).map_err(malformed)?;
             match event.id {
-                Some(id) if self.is_quarantined(home.collection, id) => {
-                    self.leave_out(home, &event, id);
+                // What was there before the copy read anything says nothing of what that refused.
+                Some(id)
+                    if since.is_none_or(|since| time > since)
+                        && self.is_quarantined(home.collection, id) =>
+                {
+                    if event.operation == Operation::Delete && time <= until {
+                        // The window has to know, should the id come back.
+                        let uuid = self.plan.catalog.get(home.collection).entry.uuid;
+                        self.let_go((uuid, Value::of(id)));
+                        others.push((time, bytes));
+                    } else {
+                        self.leave_out(home, &event, id)?;
+                    }
                 }
                 _ => others.push((time, bytes)),
             }
@@ -97,7 +119,13 @@ impl Owner<'_> {
         let key = |(collection, id): (CollectionIndex, &Value)| {
             (self.plan.catalog.get(collection).entry.uuid, id.clone())
         };
+        // Those of capped collections are not put right by a batch.
+        let is_put_right = |entity: &&Entity| {
+            let entry = &self.plan.catalog.get(entity.collection).entry;
+            entry.way() != Way::InOrder
+        };
         let entities = batch.entities().iter().chain(batch.outside());
+        let entities = entities.filter(is_put_right);
         let keys = entities.map(|entity| key((entity.collection, &entity.id)));
         all.extend(keys.filter_map(|key| {
             let at = self.quarantine.refused_at(&key)?;
@@ -169,7 +197,11 @@ impl Owner<'_> {
             } else {
                 Duration::ZERO
             };
+            let key = refused.key.clone();
             self.quarantine.note(refused, least, now, time);
+            if collection.is_some_and(|it| self.gather.leave_out(it, &key.1)) {
+                self.let_go(key);
+            }
         }
         for key in healed {
             self.quarantine.release(key);

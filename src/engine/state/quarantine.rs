@@ -81,6 +81,14 @@ impl StateStore {
         Ok((Write::Release, delete(QUARANTINE, &filter)?))
     }
 
+    /// The documents of a collection are forgotten, by themselves.
+    ///
+    /// # Errors
+    /// [`crate::engine::error::Error::Fenced`]; what the exchange met.
+    pub async fn release_collection(&self, uuid: Uuid) -> Result<()> {
+        self.note(&[self.release(uuid)?]).await
+    }
+
     /// All documents that the target refuses.
     ///
     /// # Errors
