@@ -348,16 +348,11 @@ async fn odd_documents_are_repaired_byte_for_byte(version: Version) {
 
 /// A document of exactly this size.
 fn sized(id: i32, size: usize, more: &Fields) -> Vec<u8> {
-    sized_as(&Fields::new().int("_id", id), size, more)
-}
-
-/// The same, with an `_id` of any kind.
-fn sized_as(id: &Fields, size: usize, more: &Fields) -> Vec<u8> {
-    let rest = Fields::new().and(id).and(more).finish().len();
+    let rest = Fields::new().int("_id", id).and(more).finish().len();
     // Type, name and its end, length and end of the string.
     let text = "x".repeat(size - rest - (1 + 5 + 4 + 1));
     let document = Fields::new()
-        .and(id)
+        .int("_id", id)
         .and(more)
         .string("text", text)
         .finish();
@@ -381,16 +376,6 @@ async fn documents_of_sixteen_mebibytes_arrive(version: Version) {
     put(&source, &sized(1, MOST, &zero)).await;
     let seed = Fields::new().int("_id", 4).finish();
     run(&source, insert("c", [&seed])).await.unwrap();
-    // A statement holds the id beside the document.
-    let long = Fields::new().string("_id", "i".repeat(10_000));
-    run(&source, insert("c", [&sized_as(&long, MOST, &plain)]))
-        .await
-        .unwrap();
-    let ring = doc! {"create": "ring", "capped": true, "size": 100 << 20};
-    source.run_command(ring).await.unwrap();
-    run(&source, insert("ring", [&sized(0, MOST, &plain)]))
-        .await
-        .unwrap();
     for internal_delta in [true, false] {
         let mut config = config(&set.uri(), &set.uri(), "large");
         config.limits.internal_delta = internal_delta;
@@ -414,14 +399,8 @@ async fn documents_of_sixteen_mebibytes_arrive(version: Version) {
                 doc! {"update": "c", "updates": [{"q": {"_id": id}, "u": {"$inc": {"a": 1}}}]};
             source.run_command(change).await.unwrap();
         }
-        let next = 1 + i32::from(internal_delta);
-        run(&source, insert("ring", [&sized(next, MOST, &plain)]))
-            .await
-            .unwrap();
         caught_up(&mirror, &client).await;
-        assert_eq!(assert_same_bytes(&source, &target, "c").await, 6);
-        let rings = if internal_delta { 2 } else { 3 };
-        assert_eq!(assert_same_bytes(&source, &target, "ring").await, rings);
+        assert_eq!(assert_same_bytes(&source, &target, "c").await, 5);
         mirror.stop().await;
     }
     source.drop().await.unwrap();
