@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bson::{Document, doc};
-use common::{assert_equal, caught_up, config, fill, mirroring, wait_for};
+use common::{assert_equal, caught_up, config, fill, mirroring, run, wait_for};
 use futures::TryStreamExt;
 use futures::future::join_all;
 use mongodb::{Client, Database};
@@ -14,12 +14,6 @@ use mongomirror::runner::MirrorHandle;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use testbed::{ReplicaSet, Version};
-
-async fn run(db: &Database, command: Document) {
-    db.run_command(command.clone())
-        .await
-        .unwrap_or_else(|error| panic!("{command}: {error}"));
-}
 
 async fn rename(client: &Client, from: &str, to: &str) {
     let command = doc! {"renameCollection": from, "to": to, "dropTarget": true};

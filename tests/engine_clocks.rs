@@ -3,15 +3,10 @@
 mod common;
 
 use bson::{DateTime, Document, doc};
-use common::{assert_equal, caught_up, config, eventually, fill, mirroring};
+use common::{assert_equal, caught_up, config, eventually, fill, mirroring, run, start};
 use mongodb::Database;
 use mongomirror::runner::MirrorHandle;
 use testbed::{ReplicaSet, Version};
-
-async fn run(db: &Database, command: Document) {
-    let ran = db.run_command(command.clone()).await;
-    ran.unwrap_or_else(|error| panic!("{command}: {error}"));
-}
 
 async fn count(db: &Database, collection: &str) -> u64 {
     let collection = db.collection::<Document>(collection);
@@ -79,12 +74,7 @@ async fn what_expires_on_the_source_goes_from_the_target_by_the_stream() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_index_that_is_being_built_when_the_mirror_starts_arrives() {
     for version in Version::ALL {
-        let set = ReplicaSet::builder()
-            .version(version)
-            .start()
-            .await
-            .unwrap();
-        let client = set.client().await.unwrap();
+        let (set, client) = start(version).await;
         let (source, target) = (client.database("shop"), client.database("shop_backup"));
         fill(&source, "orders", 0, 100).await;
         let admin = client.database("admin");

@@ -5,19 +5,13 @@ mod common;
 use std::time::Duration;
 
 use bson::{Document, doc};
-use common::{PATIENCE, assert_equal, caught_up, config, fill, mirroring};
+use common::{PATIENCE, assert_equal, caught_up, config, fill, mirroring, run};
 use futures::TryStreamExt;
 use mongodb::{Client, Database};
 use mongomirror::engine::connection::uri::ConnectionUri;
 use mongomirror::engine::finish::{LIMIT, finish};
 use mongomirror::runner::MirrorHandle;
 use testbed::ReplicaSet;
-
-async fn run(db: &Database, command: Document) {
-    db.run_command(command.clone())
-        .await
-        .unwrap_or_else(|error| panic!("{command}: {error}"));
-}
 
 /// Options and indexes exactly as listed.
 async fn definitions(db: &Database) -> Document {

@@ -3,18 +3,12 @@
 mod common;
 
 use bson::{Document, doc};
-use common::{assert_equal, caught_up, config, fill, mirroring, wait_for};
+use common::{assert_equal, caught_up, config, fill, mirroring, run, wait_for};
 use mongodb::{Client, Database};
 use mongomirror::engine::progress::Phase;
 use mongomirror::engine::selection::Selection;
 use mongomirror::runner::MirrorHandle;
 use testbed::{ReplicaSet, Version};
-
-async fn run(db: &Database, command: Document) {
-    db.run_command(command.clone())
-        .await
-        .unwrap_or_else(|error| panic!("{command}: {error}"));
-}
 
 async fn rename(client: &Client, from: &str, to: &str) {
     let command = doc! {"renameCollection": from, "to": to, "dropTarget": true};

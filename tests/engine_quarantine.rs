@@ -5,27 +5,16 @@ mod common;
 use bson::{Document, doc};
 use common::gate::start_held;
 use common::refused::{arrays, arrived, noted, refused, strangers_index, verified};
-use common::{PATIENCE, assert_equal, caught_up, config, fill, wait_for};
-use mongodb::Client;
+use common::{PATIENCE, assert_equal, caught_up, config, fill, start, wait_for};
 use mongomirror::engine::progress::{Phase, Progress};
 use mongomirror::engine::request::Request;
 use mongomirror::runner::MirrorHandle;
-use testbed::{ReplicaSet, Version};
+use testbed::Version;
 use tokio::sync::oneshot;
-
-async fn set() -> (ReplicaSet, Client) {
-    let set = ReplicaSet::builder()
-        .version(Version::V6_0_5)
-        .start()
-        .await
-        .unwrap();
-    let client = set.client().await.unwrap();
-    (set, client)
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_target_refuses_is_noted_and_tried_again_until_it_heals() {
-    let (set, client) = set().await;
+    let (set, client) = start(Version::V6_0_5).await;
     let (source, target) = (client.database("shop"), client.database("shop_backup"));
     fill(&source, "orders", 0, 100).await;
     let config = config(&set.uri(), &set.uri(), "shop");
@@ -83,7 +72,7 @@ async fn what_the_target_refuses_is_noted_and_tried_again_until_it_heals() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_verification_takes_away_what_was_in_the_way() {
-    let (set, client) = set().await;
+    let (set, client) = start(Version::V6_0_5).await;
     let (source, target) = (client.database("shop"), client.database("shop_backup"));
     fill(&source, "orders", 0, 100).await;
     let mirror = MirrorHandle::start(config(&set.uri(), &set.uri(), "shop"));
@@ -106,7 +95,7 @@ async fn a_verification_takes_away_what_was_in_the_way() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_document_within_a_transaction_larger_than_the_memory_holds_up_nothing() {
-    let (set, client) = set().await;
+    let (set, client) = start(Version::V6_0_5).await;
     let (source, target) = (client.database("shop"), client.database("shop_backup"));
     fill(&source, "orders", 0, 10).await;
     let mut config = config(&set.uri(), &set.uri(), "shop");
@@ -151,7 +140,7 @@ async fn a_refused_document_within_a_transaction_larger_than_the_memory_holds_up
 /// Where too much is refused, something is wrong with all of the target: nothing is left out then.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_target_that_refuses_too_much_is_waited_for() {
-    let (set, client) = set().await;
+    let (set, client) = start(Version::V6_0_5).await;
     let (source, target) = (client.database("shop"), client.database("shop_backup"));
     fill(&source, "orders", 0, 50).await;
     let mut config = config(&set.uri(), &set.uri(), "shop");
@@ -193,7 +182,7 @@ async fn a_target_that_refuses_too_much_is_waited_for() {
 /// The same while a collection is copied; and there are not more of them with each try.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_that_is_refused_too_much_notes_no_more_with_each_try() {
-    let (set, client) = set().await;
+    let (set, client) = start(Version::V6_0_5).await;
     let (source, target) = (client.database("shop"), client.database("shop_backup"));
     fill(&source, "orders", 0, 200).await;
     let orders = source.collection::<Document>("orders");
@@ -231,7 +220,7 @@ async fn a_copy_that_is_refused_too_much_notes_no_more_with_each_try() {
 /// What is copied anew is not known as refused any more, neither by the process nor by its state.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collection_that_is_copied_anew_has_nothing_in_quarantine() {
-    let (set, client) = set().await;
+    let (set, client) = start(Version::V6_0_5).await;
     let (source, target) = (client.database("shop"), client.database("shop_backup"));
     fill(&source, "orders", 0, 50).await;
     let mirror = MirrorHandle::start(config(&set.uri(), &set.uri(), "shop"));
@@ -263,7 +252,7 @@ async fn a_collection_that_is_copied_anew_has_nothing_in_quarantine() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_target_refuses_does_not_hold_up_the_copy() {
-    let (set, client) = set().await;
+    let (set, client) = start(Version::V6_0_5).await;
     let (source, target) = (client.database("shop"), client.database("shop_backup"));
     fill(&source, "orders", 0, 100).await;
     let orders = source.collection::<Document>("orders");

@@ -5,13 +5,14 @@ mod common;
 
 use bson::spec::BinarySubtype;
 use bson::{Binary, Document, doc};
+use common::process::checkpoint;
 use common::refused::{arrays, arrived, noted, refused, strangers_index, verified};
-use common::{assert_equal, caught_up, config, wait_for};
+use common::{assert_equal, caught_up, config, start, wait_for};
 use futures::TryStreamExt;
 use mongodb::{Client, Database, IndexModel};
 use mongomirror::engine::progress::Phase;
 use mongomirror::runner::MirrorHandle;
-use testbed::{ReplicaSet, Version};
+use testbed::Version;
 
 /// What 6.0.5 stores unseen, and 6.0.27 refuses: binary of subtype 7 is more than bytes to it.
 fn malformed(id: i32) -> Document {
@@ -20,13 +21,6 @@ fn malformed(id: i32) -> Document {
         bytes: vec![1, 2, 3],
     };
     doc! {"_id": id, "odd": odd}
-}
-
-async fn start(version: Version) -> (ReplicaSet, Client) {
-    let set = ReplicaSet::builder().version(version).start().await;
-    let set = set.unwrap();
-    let client = set.client().await.unwrap();
-    (set, client)
 }
 
 async fn capped(db: &Database, name: &str) {
@@ -43,8 +37,7 @@ async fn ids(db: &Database) -> Vec<i32> {
 
 /// Each run has its own.
 async fn epoch(client: &Client) -> i64 {
-    let checkpoints = client.database("mongomirror").collection("checkpoints");
-    let checkpoint: Document = checkpoints.find_one(doc! {}).await.unwrap().unwrap();
+    let checkpoint = checkpoint(client, "shop").await.unwrap();
     checkpoint.get_i64("epoch").unwrap()
 }
 

@@ -387,6 +387,15 @@ impl Error {
             && !self.has_label(mongodb::error::TRANSIENT_TRANSACTION_ERROR)
     }
 
+    /// Whether a transaction may hold more than the server's cache does, or last too long for it;
+    /// conflicts and elections are answered alike.
+    pub fn is_too_much(&self) -> bool {
+        // WriteConflict, NoSuchTransaction, TransactionExceededLifetimeLimitSeconds,
+        // TemporarilyUnavailable.
+        const TOO_MUCH: [i32; 4] = [112, 251, 290, 365];
+        self.code().is_some_and(|code| TOO_MUCH.contains(&code))
+    }
+
     /// Whether the source said that a resume token is not one of its own.
     pub fn is_refused_token(&self) -> bool {
         // FailedToParse, Overflow, InvalidResumeToken, ChangeStreamFatalError, not hexadecimal; and

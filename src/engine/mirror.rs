@@ -26,10 +26,6 @@ const HUMAN: Duration = Duration::from_secs(30);
 /// A run that lasted this long was a success: the next pause is the shortest again.
 const HEALTHY: Duration = Duration::from_secs(60);
 
-/// What a server says of a transaction that its cache does not hold, or that lasts too long:
-/// WriteConflict, NoSuchTransaction, TransactionExceededLifetimeLimitSeconds, TemporarilyUnavailable.
-const TOO_MUCH: [i32; 4] = [112, 251, 290, 365];
-
 /// What a mirror knows from its earlier runs in this process.
 #[derive(Default)]
 pub struct Before {
@@ -129,8 +125,7 @@ impl Before {
             self.failed_batches = 0;
         }
         self.stuck_at = position;
-        let is_of_target = error.side() == Some(Side::Target);
-        if is_of_target && error.code().is_some_and(|code| TOO_MUCH.contains(&code)) {
+        if error.side() == Some(Side::Target) && error.is_too_much() {
             self.failed_batches = self.failed_batches.saturating_add(1);
         }
         if self.resync {

@@ -25,6 +25,7 @@ use mongomirror::engine::connection::uri::ConnectionUri;
 use mongomirror::engine::progress::{Phase, Progress};
 use mongomirror::engine::selection::Selection;
 use mongomirror::runner::MirrorHandle;
+use testbed::{ReplicaSet, Version};
 
 /// Longest wait for anything in a test; reaching it is a failure.
 pub const PATIENCE: Duration = Duration::from_secs(90);
@@ -90,11 +91,25 @@ pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>)
             if let Some(found) = look().await {
                 return found;
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
     let in_time = tokio::time::timeout(PATIENCE, found).await;
     in_time.unwrap_or_else(|_| panic!("still not: {what}"))
+}
+
+/// A server of its own.
+pub async fn start(version: Version) -> (ReplicaSet, Client) {
+    let set = ReplicaSet::builder().version(version).start().await;
+    let set = set.expect("a server");
+    let client = set.client().await.expect("a client");
+    (set, client)
+}
+
+/// Runs a command that has to be taken.
+pub async fn run(db: &Database, command: Document) {
+    let ran = db.run_command(command.clone()).await;
+    ran.unwrap_or_else(|error| panic!("{command}: {error}"));
 }
 
 /// Waits until the mirror is live.

@@ -5,7 +5,7 @@ use mongodb::{Client, Database, IndexModel};
 use mongomirror::engine::progress::Progress;
 use mongomirror::runner::MirrorHandle;
 
-use super::{PATIENCE, wait_for};
+use super::{eventually, wait_for};
 
 /// Two arrays, which no index over both fields can hold.
 pub fn arrays(id: i32) -> Document {
@@ -26,13 +26,10 @@ pub async fn verified(mirror: &MirrorHandle) {
 
 pub async fn arrived(target: &Database, collection: &str, id: i32) {
     let orders = target.collection::<Document>(collection);
-    let there = async {
-        while orders.find_one(doc! {"_id": id}).await.unwrap().is_none() {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-    };
-    let in_time = tokio::time::timeout(PATIENCE, there).await;
-    in_time.unwrap_or_else(|_| panic!("{id} never arrives"));
+    eventually(&format!("{id} arrives"), async || {
+        orders.find_one(doc! {"_id": id}).await.unwrap()
+    })
+    .await;
 }
 
 pub fn refused(progress: &Progress) -> Vec<&str> {

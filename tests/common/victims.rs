@@ -4,7 +4,8 @@ use bson::{Document, doc};
 use mongodb::Database;
 use mongomirror::engine::config::MirrorConfig;
 use mongomirror::engine::error::Side;
-use mongomirror::engine::request::Request;
+use mongomirror::engine::progress::VerificationResult;
+use mongomirror::engine::request::{Refusal, Request};
 use mongomirror::engine::selection::Selection;
 use mongomirror::runner::MirrorHandle;
 use testbed::ReplicaSet;
@@ -88,6 +89,14 @@ struct Victim {
     last: i32,
 }
 
+/// Asks for a verification.
+async fn verify(mirror: &MirrorHandle) -> oneshot::Receiver<Result<VerificationResult, Refusal>> {
+    let (done, compared) = oneshot::channel();
+    let verify = Request::Verify { done };
+    mirror.requests().send(verify).await.unwrap();
+    compared
+}
+
 impl Victim {
     async fn start(number: usize, source: &ReplicaSet, target: &ReplicaSet) -> Self {
         let name = format!("victim{number}");
@@ -127,14 +136,17 @@ impl Victim {
         }
     }
 
+    /// Does what somebody else might at the target.
+    async fn damage(&self) {
+        let copies = self.target.collection::<Document>("orders");
+        copies.delete_one(doc! {"_id": 1}).await.unwrap();
+    }
+
     /// Has both sides compared, and what differs put right.
     async fn verified(&self) {
         let mirror = self.mirror.as_ref().unwrap();
         super::eventually("both sides are compared", async || {
-            let (done, compared) = oneshot::channel();
-            let verify = Request::Verify { done };
-            mirror.requests().send(verify).await.unwrap();
-            compared.await.ok()?.ok()
+            verify(mirror).await.await.ok()?.ok()
         })
         .await;
     }
@@ -207,21 +219,13 @@ impl Victim {
             Cause::Start => {}
             Cause::Verification | Cause::Mended => {
                 if matches!(cause, Cause::Mended) {
-                    let copies = self.target.collection::<Document>("orders");
-                    copies.delete_one(doc! {"_id": 1}).await.unwrap();
+                    self.damage().await;
                 }
-                let (done, _) = oneshot::channel();
-                let mirror = self.mirror.as_ref().unwrap();
-                mirror
-                    .requests()
-                    .send(Request::Verify { done })
-                    .await
-                    .unwrap();
+                drop(verify(self.mirror.as_ref().unwrap()).await);
             }
             Cause::Write | Cause::Repair => {
                 if matches!(cause, Cause::Repair) {
-                    let copies = self.target.collection::<Document>("orders");
-                    copies.delete_one(doc! {"_id": 1}).await.unwrap();
+                    self.damage().await;
                 }
                 let orders = self.source.collection::<Document>("orders");
                 orders.insert_one(doc! {"_id": 1000 + n}).await.unwrap();

@@ -53,16 +53,15 @@ impl Writer {
         }
         self.announce(prepared).await?;
         for entity in batch.window() {
-            let to = place_of(prepared, entity.collection)?;
-            self.write_in_window(to, entity, prepared, written).await?;
+            let to = Outlet::of(prepared, entity.collection)?;
+            self.write_in_window(to, entity, written).await?;
         }
         for (collection, entities) in by_collection(batch.outside()) {
-            let to = place_of(prepared, collection)?;
-            if to.0.way == Way::InOrder {
-                self.write_in_order(to, &entities, prepared, written)
-                    .await?;
+            let to = Outlet::of(prepared, collection)?;
+            if to.named.way == Way::InOrder {
+                self.write_in_order(to, &entities, written).await?;
             } else {
-                self.write_loose(to, entities, prepared, written).await?;
+                self.write_loose(to, entities, written).await?;
             }
         }
         if prepared.part != Part::Whole && !written.refused.is_empty() {
@@ -75,9 +74,8 @@ impl Writer {
     /// Writes documents whose places count. Only an insert can be left out without copying anew.
     async fn write_in_order(
         &self,
-        (named, place): (&Named, Place<'_>),
+        to: Outlet<'_>,
         entities: &[&Entity],
-        prepared: &Prepared,
         written: &mut Written,
     ) -> Result<()> {
         let is_asked = |entity: &&Entity| entity.outcome.is_asked();
@@ -86,18 +84,19 @@ impl Writer {
             return Err(out_of_order());
         }
         let before = written.refused.len();
-        for command in encode(place, entities.iter().copied(), self.abilities) {
+        for command in encode(to.place, entities.iter().copied(), self.abilities) {
             let documents = command.inserted();
             if documents.is_empty() && written.refused.len() > before {
                 // Updates come last, and are of documents that were left out, too.
                 let refused = written.refused[before..].to_vec();
-                return self.update_others(place, entities, &refused, written).await;
+                return self
+                    .update_others(to.place, entities, &refused, written)
+                    .await;
             }
             match self.run_outside(&command, written).await? {
                 Ran::AsExpected => {}
                 Ran::Refused(error) => {
-                    self.step_over((named, place), &documents, error, prepared, written)
-                        .await?;
+                    self.step_over(to, &documents, error, written).await?;
                 }
                 Ran::Otherwise | Ran::Hindered(_) => return Err(out_of_order()),
             }
@@ -137,35 +136,33 @@ impl Writer {
     /// Goes on with documents of which the target has just refused one.
     async fn step_over(
         &self,
-        (named, place): (&Named, Place<'_>),
+        to: Outlet<'_>,
         documents: &[&[u8]],
-        mut error: Error,
-        prepared: &Prepared,
+        error: Error,
         written: &mut Written,
     ) -> Result<()> {
         if documents.is_empty() {
             return Err(out_of_order());
         }
         let mut steps = Steps::new(documents.len());
+        let mut ran = Ran::Refused(error);
         loop {
-            if let Some(refused) = steps.refused(error.statement()) {
-                let id = find(documents[refused], b"_id").map(Value::of);
-                let id = id.ok_or_else(out_of_order)?;
-                refuse(named, &id, &error, prepared, written)?;
-            }
-            error = loop {
-                let Some(now) = steps.next() else {
-                    return Ok(());
-                };
-                match self
-                    .insert_in_order(place, &documents[now], written)
-                    .await?
-                {
-                    Ran::AsExpected => steps.taken(),
-                    Ran::Refused(error) => break error,
-                    Ran::Otherwise | Ran::Hindered(_) => return Err(out_of_order()),
+            match ran {
+                Ran::AsExpected => steps.taken(),
+                Ran::Refused(error) => {
+                    if let Some(refused) = steps.refused(error.statement()) {
+                        let id = find(documents[refused], b"_id").map(Value::of);
+                        to.refuse(&id.ok_or_else(out_of_order)?, &error, written)?;
+                    }
                 }
+                Ran::Otherwise | Ran::Hindered(_) => return Err(out_of_order()),
+            }
+            let Some(now) = steps.next() else {
+                return Ok(());
             };
+            ran = self
+                .insert_in_order(to.place, &documents[now], written)
+                .await?;
         }
     }
 
@@ -189,19 +186,18 @@ impl Writer {
     /// on the source.
     async fn write_loose(
         &self,
-        to: (&Named, Place<'_>),
+        to: Outlet<'_>,
         entities: Vec<&Entity>,
-        prepared: &Prepared,
         written: &mut Written,
     ) -> Result<()> {
         let mut fits = true;
-        for command in encode(to.1, entities.iter().copied(), self.abilities) {
+        for command in encode(to.place, entities.iter().copied(), self.abilities) {
             let ran = self.run_outside(&command, written).await?;
             fits &= matches!(ran, Ran::AsExpected);
         }
         let again = |entity: &&Entity| !fits || entity.outcome.is_asked();
         let again: Vec<_> = entities.into_iter().filter(again).collect();
-        self.settle(to, &again, prepared, written).await
+        self.settle(to, &again, written).await
     }
 
     /// Fenced: a process that was replaced cannot announce, and whoever replaced it has seen what
@@ -239,26 +235,25 @@ impl Writer {
     /// gone stays gone.
     async fn write_in_window(
         &self,
-        (named, place): (&Named, Place<'_>),
+        to: Outlet<'_>,
         entity: &Entity,
-        prepared: &Prepared,
         written: &mut Written,
     ) -> Result<()> {
         let moves = moves(&entity.outcome, self.abilities);
-        if entity.outcome.is_asked() || moves || named.way != Way::InOrder {
+        if entity.outcome.is_asked() || moves || to.named.way != Way::InOrder {
             return Err(out_of_order());
         }
-        for command in encode(place, std::iter::once(entity), self.abilities) {
+        for command in encode(to.place, std::iter::once(entity), self.abilities) {
             match self.run_outside(&command, written).await? {
                 Ran::Refused(error) if !command.inserted().is_empty() => {
-                    refuse(named, &entity.id, &error, prepared, written)?;
+                    to.refuse(&entity.id, &error, written)?;
                 }
                 Ran::Refused(_) => return Err(out_of_order()),
                 Ran::AsExpected | Ran::Otherwise | Ran::Hindered(_) => {}
             }
         }
         if entity.outcome == Outcome::Delete {
-            let key = (named.uuid, entity.id.clone());
+            let key = (to.named.uuid, entity.id.clone());
             written.refused.retain(|one| one.key != key);
         }
         Ok(())
@@ -287,15 +282,13 @@ impl Writer {
     /// Makes documents what they are at the batch's position, whatever is there.
     async fn settle(
         &self,
-        (named, place): (&Named, Place<'_>),
+        to: Outlet<'_>,
         entities: &[&Entity],
-        prepared: &Prepared,
         written: &mut Written,
     ) -> Result<()> {
         let mut shares = Shares::of(entities);
-        let position = &prepared.position;
-        while let Some((now, fetched)) = shares.next(&self.source, named, position, written).await?
-        {
+        let (named, at) = (to.named, &to.prepared.position);
+        while let Some((now, fetched)) = shares.next(&self.source, named, at, written).await? {
             let mut found = Vec::new();
             // What goes comes first: an `_id` that is only equal, and not the same, is replaced.
             for (entity, document) in now.iter().zip(fetched.documents) {
@@ -305,7 +298,7 @@ impl Writer {
                 match document {
                     Some(document) => found.push(document),
                     None => {
-                        for command in remove(place, &entity.id, self.abilities) {
+                        for command in remove(to.place, &entity.id, self.abilities) {
                             self.run_outside(&command, written).await?;
                         }
                     }
@@ -315,13 +308,13 @@ impl Writer {
                 let Some(id) = find(document, b"_id").map(Value::of) else {
                     continue;
                 };
-                for command in put(place, &id, document, self.abilities) {
+                for command in put(to.place, &id, document, self.abilities) {
                     match self.run_outside(&command, written).await? {
                         Ran::AsExpected | Ran::Otherwise => {}
                         // Of what is in the way, perhaps a key that another document gives up, the
                         // next try knows more.
                         Ran::Refused(error) | Ran::Hindered(error) => {
-                            refuse(named, &id, &error, prepared, written)?;
+                            to.refuse(&id, &error, written)?;
                             break;
                         }
                     }
@@ -332,37 +325,45 @@ impl Writer {
     }
 }
 
-/// The document is left out, and noted together with the batch.
-fn refuse(
-    named: &Named,
-    id: &Value,
-    error: &Error,
-    prepared: &Prepared,
-    written: &mut Written,
-) -> Result<()> {
-    written.refused.push(Refused {
-        key: (named.uuid, id.clone()),
-        at: prepared.position.time,
-        collection: named.name.clone(),
-        reason: error.to_string(),
-    });
-    prepared.room.check(&written.refused)
+/// Where documents of a batch go that no transaction may write.
+#[derive(Clone, Copy)]
+struct Outlet<'a> {
+    named: &'a Named,
+    place: Place<'a>,
+    prepared: &'a Prepared,
 }
 
-fn place_of(prepared: &Prepared, collection: CollectionIndex) -> Result<(&Named, Place<'_>)> {
-    let missing = || Error::Reply {
-        side: Side::Target,
-        doing: "write outside of a transaction",
-        what: "the collection is not known there".into(),
-    };
-    let named = prepared.names.get(&collection).ok_or_else(missing)?;
-    let outside: Uuid = named.guard.ok_or_else(missing)?;
-    let place = Place {
-        name: &named.name,
-        outside: Some(outside),
-        in_order: named.way == Way::InOrder,
-    };
-    Ok((named, place))
+impl<'a> Outlet<'a> {
+    fn of(prepared: &'a Prepared, collection: CollectionIndex) -> Result<Self> {
+        let missing = || Error::Reply {
+            side: Side::Target,
+            doing: "write outside of a transaction",
+            what: "the collection is not known there".into(),
+        };
+        let named = prepared.names.get(&collection).ok_or_else(missing)?;
+        let outside: Uuid = named.guard.ok_or_else(missing)?;
+        let place = Place {
+            name: &named.name,
+            outside: Some(outside),
+            in_order: named.way == Way::InOrder,
+        };
+        Ok(Self {
+            named,
+            place,
+            prepared,
+        })
+    }
+
+    /// The document is left out, and noted together with the batch.
+    fn refuse(self, id: &Value, error: &Error, written: &mut Written) -> Result<()> {
+        written.refused.push(Refused {
+            key: (self.named.uuid, id.clone()),
+            at: self.prepared.position.time,
+            collection: self.named.name.clone(),
+            reason: error.to_string(),
+        });
+        self.prepared.room.check(&written.refused)
+    }
 }
 
 /// The checkpoint still has the announcement, so the next run copies the collection anew.

@@ -6,6 +6,7 @@
 
 use super::Owner;
 use crate::engine::apply::ddl;
+use crate::engine::apply::gather::CollectionIndex;
 use crate::engine::catalog::{Listed, list, list_indexes, target_options};
 use crate::engine::definitions::{Kept, Mend, is_as_wanted, keep};
 use crate::engine::error::{Result, Side};
@@ -23,7 +24,10 @@ impl Owner<'_> {
         let outcome = match mend {
             Mend::Index(uuid, index) => self.reindex(uuid, &index).await,
             Mend::Collection(uuid) => self.mend_collection(uuid).await,
-            Mend::Anew(uuid) => self.copy_anew(uuid).await,
+            Mend::Anew(uuid) => match self.at_rest(uuid).await? {
+                Some(collection) => self.copy_anew(collection).await,
+                None => Ok(()),
+            },
             Mend::View(name) => self.mend_view(&name).await,
             Mend::Drop(name) => self.drop_stranger(&name).await,
         };
@@ -68,13 +72,9 @@ impl Owner<'_> {
     }
 
     async fn mend_collection(&mut self, uuid: Uuid) -> Result<()> {
-        let Some(collection) = self.plan.catalog.find(&uuid) else {
+        let Some(collection) = self.at_rest(uuid).await? else {
             return Ok(());
         };
-        if self.plan.ranges.contains_key(&collection) {
-            return Ok(());
-        }
-        self.await_build(collection).await?;
         let entry = self.plan.catalog.get(collection).entry.clone();
         let wanted = Listed {
             name: entry.name.clone(),
@@ -94,22 +94,27 @@ impl Owner<'_> {
         match kept {
             Kept::AsItIs => Ok(()),
             Kept::Changed(changes) => ddl::modify(&self.plan.target, &entry.name, &changes).await,
-            Kept::Anew => self.copy_anew(uuid).await,
+            Kept::Anew => self.copy_anew(collection).await,
         }
     }
 
-    async fn copy_anew(&mut self, uuid: Uuid) -> Result<()> {
-        let collection = self.plan.catalog.find(&uuid);
-        let Some(collection) = collection.filter(|it| !self.plan.ranges.contains_key(it)) else {
-            return Ok(());
-        };
-        self.await_build(collection).await?;
+    /// The collection, once nothing is built on it; none that is being copied anyway.
+    async fn at_rest(&mut self, uuid: Uuid) -> Result<Option<CollectionIndex>> {
+        let known = self.plan.catalog.find(&uuid);
+        let known = known.filter(|it| !self.plan.ranges.contains_key(it));
+        if let Some(collection) = known {
+            self.await_build(collection).await?;
+        }
+        Ok(known)
+    }
+
+    async fn copy_anew(&mut self, collection: CollectionIndex) -> Result<()> {
         // Noted before anything is dropped: whoever finds this takes it anew, too.
         let known = &mut self.plan.catalog.get_mut(collection).entry;
         known.begins_anew();
         let known = known.clone();
         self.plan.state.put_collection(&known).await?;
-        self.take(uuid, &known.name).await
+        self.take(known.uuid, &known.name).await
     }
 
     async fn mend_view(&mut self, name: &str) -> Result<()> {

@@ -27,9 +27,12 @@ impl Owner<'_> {
         if self.quarantine.is_empty() {
             return false;
         }
-        let uuid = self.plan.catalog.get(collection).entry.uuid;
-        let key = (uuid, Value::of(id));
+        let key = self.key(collection, Value::of(id));
         self.quarantine.refused_at(&key).is_some()
+    }
+
+    fn key(&self, collection: CollectionIndex, id: Value) -> Key {
+        (self.plan.catalog.get(collection).entry.uuid, id)
     }
 
     /// Whether the target refuses nothing of what the source had at the position.
@@ -56,8 +59,7 @@ impl Owner<'_> {
         id: Element<'_>,
     ) -> Result<()> {
         if home.way == Way::InOrder && event.operation == Operation::Delete {
-            let uuid = self.plan.catalog.get(home.collection).entry.uuid;
-            self.let_go((uuid, Value::of(id)));
+            self.let_go(self.key(home.collection, Value::of(id)));
             // Should it be there after all, it goes; in the window nothing has to be found.
             return self.gather.add_to_window(home, event).map_err(malformed);
         }
@@ -98,8 +100,7 @@ impl Owner<'_> {
                 {
                     if event.operation == Operation::Delete && time <= until {
                         // The window has to know, should the id come back.
-                        let uuid = self.plan.catalog.get(home.collection).entry.uuid;
-                        self.let_go((uuid, Value::of(id)));
+                        self.let_go(self.key(home.collection, Value::of(id)));
                         others.push((time, bytes));
                     } else {
                         self.leave_out(home, &event, id)?;
@@ -116,9 +117,6 @@ impl Owner<'_> {
         if self.quarantine.is_empty() {
             return all;
         }
-        let key = |(collection, id): (CollectionIndex, &Value)| {
-            (self.plan.catalog.get(collection).entry.uuid, id.clone())
-        };
         // Those of capped collections are not put right by a batch.
         let is_put_right = |entity: &&Entity| {
             let entry = &self.plan.catalog.get(entity.collection).entry;
@@ -126,7 +124,7 @@ impl Owner<'_> {
         };
         let entities = batch.entities().iter().chain(batch.outside());
         let entities = entities.filter(is_put_right);
-        let keys = entities.map(|entity| key((entity.collection, &entity.id)));
+        let keys = entities.map(|entity| self.key(entity.collection, entity.id.clone()));
         all.extend(keys.filter_map(|key| {
             let at = self.quarantine.refused_at(&key)?;
             Some((key, at))
@@ -183,24 +181,21 @@ impl Owner<'_> {
             );
         }
         for refused in refused {
-            // Its events in the batch that is being gathered were laid over what is not there.
-            if let Some(collection) = self.plan.catalog.find(&refused.key.0)
-                && self.gather.holds(collection, &refused.key.1)
-            {
-                let home = self.home(collection);
-                self.gather.reconcile(home, &refused.key.1);
-            }
-            let collection = self.plan.catalog.find(&refused.key.0);
-            let way = collection.map(|it| self.plan.catalog.get(it).entry.way());
-            let least = if way == Some(Way::InOrder) {
-                COPIED_ANEW
-            } else {
-                Duration::ZERO
-            };
             let key = refused.key.clone();
+            let collection = self.plan.catalog.find(&key.0);
+            let home = collection.map(|collection| self.home(collection));
+            let in_order = home.filter(|home| home.way == Way::InOrder);
+            let least = in_order.map_or(Duration::ZERO, |_| COPIED_ANEW);
             self.quarantine.note(refused, least, now, time);
-            if collection.is_some_and(|it| self.gather.leave_out(it, &key.1)) {
-                self.let_go(key);
+            // Its events in the batch that is being gathered were laid over what is not there.
+            if let Some(home) = in_order {
+                if self.gather.leave_out(home.collection, &key.1) {
+                    self.let_go(key);
+                }
+            } else if let Some(home) = home
+                && self.gather.holds(home.collection, &key.1)
+            {
+                self.gather.reconcile(home, &key.1);
             }
         }
         for key in healed {
