@@ -4,8 +4,9 @@ mod common;
 
 use bson::{Document, doc};
 use common::gate::start_held;
+use common::process::{Manifest, is_copied};
 use common::refused::{arrays, arrived, noted, refused, strangers_index, verified};
-use common::{PATIENCE, assert_equal, caught_up, config, fill, start, wait_for};
+use common::{PATIENCE, assert_equal, caught_up, config, eventually, fill, start, wait_for};
 use mongomirror::engine::progress::{Phase, Progress};
 use mongomirror::engine::request::Request;
 use mongomirror::runner::MirrorHandle;
@@ -168,7 +169,8 @@ async fn a_target_that_refuses_too_much_is_waited_for() {
     // The same is so when it starts with it, and over once the target takes them.
     let mirror = MirrorHandle::start(config);
     common::faults::has_problem(&mirror, &["QuarantineFull"]).await;
-    copies.drop_index("a_1_b_1").await.unwrap();
+    // A verification, which finds it, too, may have been first.
+    copies.drop_indexes().await.unwrap();
     wait_for(&mirror, "healed", |now| {
         now.position.is_some() && now.quarantine.is_empty()
     })
@@ -275,7 +277,8 @@ async fn what_the_target_refuses_does_not_hold_up_the_copy() {
 
     let mirror = MirrorHandle::start(config);
     let copies = target.collection::<Document>("orders");
-    copies.drop_index("a_1_b_1").await.unwrap();
+    // A verification, which finds it, too, may have been first.
+    copies.drop_indexes().await.unwrap();
     wait_for(&mirror, "healed", |now| {
         now.position.is_some() && now.quarantine.is_empty()
     })
@@ -284,4 +287,49 @@ async fn what_the_target_refuses_does_not_hold_up_the_copy() {
     assert_equal(&source, &target).await;
     assert_eq!(noted(&client).await, 0);
     mirror.stop().await;
+}
+
+/// Until the command that a process was in is met again, a name of the target may be an old one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_document_is_not_tried_under_the_name_before_a_rename() {
+    let (set, client) = start(Version::V6_0_5).await;
+    let (source, target) = (client.database("shop"), client.database("shop_backup"));
+    fill(&source, "orders", 0, 100).await;
+    let manifest = Manifest::new(&set.uri(), &set.uri(), &["shop"]);
+    let process = manifest.run(&[]);
+    let state = client.database("mongomirror");
+    let verifications = state.collection::<Document>("verifications");
+    eventually("verified", async || {
+        let verified = verifications.count_documents(doc! {}).await.unwrap() > 0;
+        (verified && is_copied(&client, "shop").await).then_some(())
+    })
+    .await;
+    strangers_index(&target, "orders").await;
+    let orders = source.collection::<Document>("orders");
+    orders
+        .insert_many([arrays(1000), doc! {"_id": 1001}])
+        .await
+        .unwrap();
+    arrived(&target, "orders", 1001).await;
+    assert_eq!(noted(&client).await, 1);
+    process.kill().await.unwrap();
+
+    let mut process = manifest.run(&[("MONGOMIRROR_CRASH", "RenameCollection:after")]);
+    let rename = doc! {"renameCollection": "shop.orders", "to": "shop.sold"};
+    client.database("admin").run_command(rename).await.unwrap();
+    eventually("it dies within the rename", async || {
+        process.ended().unwrap()
+    })
+    .await;
+    let process = manifest.run(&[]);
+    let sold = source.collection::<Document>("sold");
+    sold.insert_one(doc! {"_id": 1002}).await.unwrap();
+    arrived(&target, "sold", 1002).await;
+    assert_eq!(noted(&client).await, 1, "its index came with it");
+    let copies = target.collection::<Document>("sold");
+    assert_eq!(copies.count_documents(doc! {}).await.unwrap(), 102);
+    copies.drop_indexes().await.unwrap();
+    eventually("healed", async || (noted(&client).await == 0).then_some(())).await;
+    assert_equal(&source, &target).await;
+    process.kill().await.unwrap();
 }

@@ -3,16 +3,21 @@
 
 mod common;
 
+use std::time::Duration;
+
 use bson::spec::BinarySubtype;
 use bson::{Binary, Document, doc};
 use common::process::checkpoint;
 use common::refused::{arrays, arrived, noted, refused, strangers_index, verified};
 use common::{assert_equal, caught_up, config, start, wait_for};
 use futures::TryStreamExt;
-use mongodb::{Client, Database, IndexModel};
+use mongodb::{Client, Collection, Database, IndexModel};
 use mongomirror::engine::progress::Phase;
+use mongomirror::engine::request::Request;
 use mongomirror::runner::MirrorHandle;
 use testbed::Version;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 /// What 6.0.5 stores unseen, and 6.0.27 refuses: binary of subtype 7 is more than bytes to it.
 fn malformed(id: i32) -> Document {
@@ -39,6 +44,13 @@ async fn ids(db: &Database) -> Vec<i32> {
 async fn epoch(client: &Client) -> i64 {
     let checkpoint = checkpoint(client, "shop").await.unwrap();
     checkpoint.get_i64("epoch").unwrap()
+}
+
+async fn verify(mirror: &MirrorHandle) {
+    let (done, result) = oneshot::channel();
+    let request = Request::Verify { done };
+    mirror.requests().send(request).await.unwrap();
+    result.await.unwrap().unwrap();
 }
 
 /// By the copy and by the stream, in the middle of what is written at once.
@@ -144,7 +156,7 @@ async fn what_is_refused_and_soon_changed_holds_up_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_strangers_index_on_a_capped_collection_goes_when_it_is_copied_anew() {
+async fn a_capped_collection_is_copied_anew_when_a_strangers_index_goes() {
     let (set, client) = start(Version::V6_0_5).await;
     let (source, target) = (client.database("shop"), client.database("shop_backup"));
     capped(&source, "log").await;
@@ -153,23 +165,133 @@ async fn a_strangers_index_on_a_capped_collection_goes_when_it_is_copied_anew() 
     let config = config(&set.uri(), &set.uri(), "shop");
     let mirror = MirrorHandle::start(config.clone());
     verified(&mirror).await;
+    let begun = epoch(&client).await;
     strangers_index(&target, "log").await;
     log.insert_many([arrays(2), doc! {"_id": 3}]).await.unwrap();
     arrived(&target, "log", 3).await;
     let now = wait_for(&mirror, "noted", |now| now.quarantine.len() == 1).await;
     assert_eq!(refused(&now), ["2"]);
-    // An update of what is there, which only a copy of all can leave out.
+    // Updates of what is there, before and behind others that are taken.
+    log.insert_many((4..8).map(|n| doc! {"_id": n}))
+        .await
+        .unwrap();
     let both = doc! {"$set": {"a": [1, 2], "b": [3, 4]}};
-    log.update_one(doc! {"_id": 3}, both).await.unwrap();
+    let seen = doc! {"$set": {"seen": true}};
+    for id in 3..8 {
+        let change = if id % 2 == 1 { &both } else { &seen };
+        log.update_one(doc! {"_id": id}, change.clone())
+            .await
+            .unwrap();
+    }
+    log.insert_one(doc! {"_id": 8}).await.unwrap();
+    arrived(&target, "log", 8).await;
+    let now = wait_for(&mirror, "noted", |now| now.quarantine.len() == 4).await;
+    assert_eq!(refused(&now), ["2", "3", "5", "7"]);
+    assert_eq!(ids(&target).await, [1, 4, 6, 8]);
+    verify(&mirror).await;
     wait_for(&mirror, "healed", |now| {
         now.phase == Phase::Mirroring && now.quarantine.is_empty()
     })
     .await;
     caught_up(&mirror, &client).await;
-    assert_eq!(ids(&target).await, [1, 2, 3]);
+    assert_eq!(ids(&target).await, [1, 2, 3, 4, 5, 6, 7, 8]);
     assert_equal(&source, &target).await;
     assert_eq!(noted(&client).await, 0);
+    assert_eq!(
+        epoch(&client).await,
+        begun,
+        "none of that begins a run anew"
+    );
     mirror.stop().await;
+}
+
+/// With a refusal and a majority that was not reached at once, nothing is known to be there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_does_not_hide_that_no_majority_has_what_stood_before_it() {
+    let ((old, from), (new, to)) = tokio::join!(start(Version::V6_0_5), start(Version::V6_0_27));
+    let (source, target) = (from.database("shop"), to.database("shop_backup"));
+    capped(&source, "log").await;
+    let log = source.collection::<Document>("log");
+    log.insert_one(doc! {"_id": 0}).await.unwrap();
+    let mirror = MirrorHandle::start(config(&old.uri(), &new.uri(), "shop"));
+    verified(&mirror).await;
+    let begun = epoch(&to).await;
+    let uncertain = doc! {"code": 91, "errmsg": "by the test"};
+    let fail = doc! {
+        "configureFailPoint": "failCommand",
+        "mode": {"times": 1},
+        "data": {"failCommands": ["insert"], "writeConcernError": uncertain},
+    };
+    to.database("admin").run_command(fail).await.unwrap();
+    let some = [doc! {"_id": 1}, malformed(2), doc! {"_id": 3}];
+    log.insert_many(some).await.unwrap();
+    arrived(&target, "log", 3).await;
+    wait_for(&mirror, "noted", |now| {
+        now.phase == Phase::Mirroring && now.quarantine.len() == 1
+    })
+    .await;
+    assert!(epoch(&to).await > begun, "it is copied anew");
+    assert_eq!(ids(&target).await, [0, 1, 3]);
+    mirror.stop().await;
+}
+
+/// A queue that is used while it is copied: what was refused, inserted, changed and deleted between
+/// the begin and the end of the reading.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_while_a_capped_collection_is_copied_begins_no_run_anew() {
+    let ((old, from), (new, to)) = tokio::join!(start(Version::V6_0_5), start(Version::V6_0_27));
+    let (source, target) = (from.database("shop"), to.database("shop_backup"));
+    let create = source.create_collection("log").capped(true);
+    create.size(64 << 20).await.unwrap();
+    let log = source.collection::<Document>("log");
+    // Each that is refused has to be found, so there is time for changes while it is copied.
+    let fill = (0..20_000).map(|n| match n % 100 {
+        50 => malformed(n),
+        _ => doc! {"_id": n, "text": "x".repeat(500)},
+    });
+    log.insert_many(fill).await.unwrap();
+    let stop = CancellationToken::new();
+    let queue = tokio::spawn(used_as_a_queue(log.clone(), stop.clone()));
+    let mirror = MirrorHandle::start(config(&old.uri(), &new.uri(), "shop"));
+    wait_for(&mirror, "copied", |now| now.phase == Phase::Mirroring).await;
+    let begun = epoch(&to).await;
+    stop.cancel();
+    let used = queue.await.unwrap();
+    assert!(used > 20, "it was changed meanwhile: {used}");
+    log.insert_one(doc! {"_id": -1}).await.unwrap();
+    arrived(&target, "log", -1).await;
+    let malformed = doc! {"odd": {"$exists": true}};
+    let bad = log.count_documents(malformed.clone()).await.unwrap();
+    wait_for(&mirror, "noted", |now| now.quarantine.len() as u64 == bad).await;
+    log.delete_many(malformed).await.unwrap();
+    wait_for(&mirror, "healed", |now| now.quarantine.is_empty()).await;
+    caught_up(&mirror, &from).await;
+    assert_equal(&source, &target).await;
+    assert_eq!(noted(&to).await, 0);
+    assert_eq!((begun, epoch(&to).await), (1, 1), "one run does it");
+    mirror.stop().await;
+}
+
+/// Inserts good and malformed documents, and changes and deletes some of them.
+async fn used_as_a_queue(log: Collection<Document>, stop: CancellationToken) -> i32 {
+    let seen = doc! {"$set": {"seen": true}};
+    let mut used = 0;
+    while !stop.is_cancelled() {
+        let n = 100_000 + 4 * used;
+        let some = [malformed(n), doc! {"_id": n + 1}, malformed(n + 2)];
+        log.insert_many(some).await.unwrap();
+        for id in [n, n + 1, n - 4, n - 40] {
+            let update = log.update_one(doc! {"_id": id}, seen.clone());
+            update.await.unwrap();
+        }
+        for id in [n + 2, n - 80] {
+            log.delete_one(doc! {"_id": id}).await.unwrap();
+        }
+        log.insert_one(doc! {"_id": n + 3}).await.unwrap();
+        used += 1;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    used
 }
 
 #[tokio::test(flavor = "multi_thread")]

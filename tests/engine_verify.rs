@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::time::{Duration, SystemTime};
+
 use bson::{Document, doc};
 use common::workload::{Workload, fill};
 use common::{assert_equal, caught_up, config, fresh_seed, mirroring, wait_for};
@@ -201,6 +203,29 @@ async fn a_verification_outlives_the_states_that_servers_keep() {
     assert_eq!(result.differences, 0, "{result:?}");
     assert!(result.duration.as_secs() >= 4, "{result:?}");
     workload.stop().await;
+    mirror.stop().await;
+}
+
+/// What the one under way has read by then proves nothing of what has happened since.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_during_a_verification_gets_the_result_of_one_that_begins_later() {
+    let set = ReplicaSet::builder().start().await.unwrap();
+    let client = set.client().await.unwrap();
+    common::fill(&client.database("shop"), "large", 0, 4000).await;
+    let mut config = config(&set.uri(), &set.uri(), "shop");
+    config.limits.verify_bytes_per_second = 1_000_000;
+    let mirror = MirrorHandle::start(config);
+    wait_for(&mirror, "the copy is being verified", |progress| {
+        let running = progress.verification.running;
+        running.is_some_and(|running| running.documents > 0)
+    })
+    .await;
+    let asked = SystemTime::now();
+    let result = verify(&mirror).await;
+    assert_eq!(result.documents, 4000, "{result:?}");
+    // Both are in whole milliseconds.
+    let began = result.time - result.duration + Duration::from_millis(2);
+    assert!(began >= asked, "{began:?}, {asked:?}");
     mirror.stop().await;
 }
 

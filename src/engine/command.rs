@@ -143,10 +143,12 @@ impl Commands {
             .ok()
             .and_then(|errors| errors.first())
             .and_then(|error| error.as_document());
-        let concern = || reply.get_document("writeConcernError").ok();
-        let Some(error) = statement.or_else(concern) else {
+        // With both, the statements before the refused one may be lost: the write did not hold.
+        let concern = reply.get_document("writeConcernError").ok();
+        let Some(error) = concern.or(statement) else {
             return Ok(reply);
         };
+        let statement = statement.filter(|_| concern.is_none());
         let code = error.get_i32("code").unwrap_or(0);
         Err(Error::Write {
             side: self.side,

@@ -12,8 +12,8 @@ use super::config::{MirrorConfig, OnHistoryLost};
 use super::error::{Error, Side, code};
 use super::headroom;
 use super::owner::Owner;
+use super::owner::batch_size::BatchSize;
 use super::plan::{Rival, prepare};
-use super::position::ClusterTime;
 use super::progress::{Phase, Problem, Progress};
 use super::request::{Refusal, Request};
 
@@ -37,9 +37,10 @@ pub struct Before {
     pub resync: bool,
     /// Changes could not be laid over a document that holds one name twice.
     pub careful: bool,
-    /// How often in a row the target did not manage a batch behind this position.
-    pub failed_batches: u32,
-    stuck_at: Option<ClusterTime>,
+    /// Whether it has already gone on from a plan.
+    pub has_run: bool,
+    /// What the target manages.
+    batch_size: BatchSize,
     /// Measures what is left of the source's oplog while the mirror does not run.
     watch: Option<AbortOnDropHandle<()>>,
 }
@@ -69,8 +70,7 @@ pub async fn run(
         if started.elapsed() > HEALTHY {
             pause = BACKOFF.0;
         }
-        let position = publish.borrow().position;
-        let wait = match before.learn(config, &error, position) {
+        let wait = match before.learn(config, &error) {
             Again::Compare => {
                 tracing::warn!(mirror = %config.name, "{error}; comparing both sides, to write what differs");
                 publish.send_modify(|progress| {
@@ -109,24 +109,15 @@ enum Again {
 }
 
 impl Before {
-    fn learn(
-        &mut self,
-        config: &MirrorConfig,
-        error: &Error,
-        position: Option<ClusterTime>,
-    ) -> Again {
+    fn learn(&mut self, config: &MirrorConfig, error: &Error) -> Again {
         if matches!(error, Error::Fenced { .. }) && self.rival == Rival::None {
             self.rival = Rival::Unknown;
         }
         self.resync = error.is_gap() && config.on_history_lost == OnHistoryLost::Resync;
         // Documents that are read again are put whatever is there.
         self.careful = error.code() == Some(code::NAME_TWICE) || matches!(error, Error::Unsettled);
-        if self.stuck_at != position {
-            self.failed_batches = 0;
-        }
-        self.stuck_at = position;
         if error.side() == Some(Side::Target) && error.is_too_much() {
-            self.failed_batches = self.failed_batches.saturating_add(1);
+            self.batch_size.failed();
         }
         if self.resync {
             Again::Compare
@@ -167,13 +158,14 @@ async fn run_once(
         planned = prepare(config, publish, before) => planned?,
     };
     before.watch = None;
+    before.has_run = true;
     tracing::info!(
         mirror = %config.name,
         epoch = planned.epoch,
         position = %planned.position.time,
         "connected"
     );
-    Owner::new(config, planned, publish, requests)
+    Owner::new(config, planned, publish, requests, &mut before.batch_size)
         .run(stop)
         .await
 }

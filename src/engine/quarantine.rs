@@ -24,7 +24,7 @@ use super::stream::event::Uuid;
 /// something is wrong with all of it, and the mirror rather waits.
 pub const MOST: usize = 10_000;
 
-/// Documents that are tried again in one batch.
+/// Most documents that are tried again in one batch.
 const AT_ONCE: usize = 100;
 
 /// First and longest pause before a document is tried again; doubled each time.
@@ -84,6 +84,8 @@ pub struct Refused {
 pub struct Quarantine {
     held: HashMap<Key, (Quarantined, Instant)>,
     most: usize,
+    /// Whether it has changed since it was last shown.
+    changed: bool,
 }
 
 impl Default for Quarantine {
@@ -91,6 +93,7 @@ impl Default for Quarantine {
         Self {
             held: HashMap::new(),
             most: MOST,
+            changed: true,
         }
     }
 }
@@ -125,14 +128,25 @@ impl Room {
 }
 
 impl Quarantine {
-    /// As remembered, with room for so many in all; all of them are tried again at once.
-    pub fn new(remembered: Vec<Quarantined>, most: usize, now: Instant) -> Self {
-        let held = remembered.into_iter();
+    /// As remembered, with room for so many in all; each is tried again when the `least` pause
+    /// since it was last refused is over, mostly at once.
+    pub fn new(
+        remembered: Vec<Quarantined>,
+        most: usize,
+        least: impl Fn(Uuid) -> Duration,
+        now: Instant,
+        time: SystemTime,
+    ) -> Self {
+        let held = remembered.into_iter().map(|one| {
+            // A clock that was put back has it wait no longer than a new one would.
+            let over = time.duration_since(one.last).unwrap_or_default();
+            let again = now + least(one.uuid).saturating_sub(over);
+            ((one.uuid, one.id.clone()), (one, again))
+        });
         Self {
             most,
-            held: held
-                .map(|one| ((one.uuid, one.id.clone()), (one, now)))
-                .collect(),
+            held: held.collect(),
+            changed: true,
         }
     }
 
@@ -156,11 +170,11 @@ impl Quarantine {
         keys.filter(move |(uuid, _)| *uuid == collection)
     }
 
-    /// All of a collection are tried anew, or gone with it; whether there were any.
-    pub fn forget(&mut self, collection: Uuid) -> bool {
+    /// All of a collection are tried anew, or gone with it.
+    pub fn forget(&mut self, collection: Uuid) {
         let before = self.held.len();
         self.held.retain(|(uuid, _), _| *uuid != collection);
-        self.held.len() < before
+        self.changed |= self.held.len() < before;
     }
 
     /// As of when this document was refused, if it was.
@@ -192,23 +206,37 @@ impl Quarantine {
         one.reason = refused.reason;
         one.last = time;
         *again = now + pause(one.attempts).max(least);
+        self.changed = true;
     }
 
     /// A document is on the target as it should be, or its collection is no more.
     pub fn release(&mut self, key: &Key) {
-        self.held.remove(key);
+        self.changed |= self.held.remove(key).is_some();
     }
 
-    /// Those to be tried now at this position, a bounded number; they come again after a pause.
-    pub fn due(&mut self, position: ClusterTime, now: Instant) -> Vec<Key> {
+    /// What may have been in the way of a collection's documents is gone: they are tried at once.
+    pub fn hasten(&mut self, collection: Uuid, now: Instant) {
+        let its = self.held.iter_mut();
+        for (_, (_, again)) in its.filter(|((uuid, _), _)| *uuid == collection) {
+            *again = now;
+        }
+    }
+
+    /// Those to be tried now at this position, at most so many; they come again after a pause.
+    pub fn due(&mut self, position: ClusterTime, most: usize, now: Instant) -> Vec<Key> {
         let is_due = |(one, again): &(Quarantined, Instant)| *again <= now && one.at <= position;
         let due = self.held.iter_mut().filter(|(_, held)| is_due(held));
-        due.take(AT_ONCE)
+        due.take(most.min(AT_ONCE))
             .map(|(key, (one, again))| {
                 *again = now + pause(one.attempts);
                 key.clone()
             })
             .collect()
+    }
+
+    /// All of them, if they are others than when this was last called.
+    pub fn changed(&mut self) -> Option<Arc<[Quarantined]>> {
+        std::mem::take(&mut self.changed).then(|| self.list())
     }
 
     /// For those who look on, the oldest first.
@@ -279,15 +307,15 @@ mod tests {
         let (now, time) = (Instant::now(), SystemTime::now());
         let mut quarantine = Quarantine::default();
         quarantine.note(refused(1), Duration::ZERO, now, time);
-        assert!(quarantine.due(AT, now).is_empty());
-        assert_eq!(quarantine.due(AT, now + PAUSE.0), [key(1)]);
+        assert!(quarantine.due(AT, AT_ONCE, now).is_empty());
+        assert_eq!(quarantine.due(AT, AT_ONCE, now + PAUSE.0), [key(1)]);
         quarantine.note(refused(1), Duration::ZERO, now, time);
-        assert!(quarantine.due(AT, now + PAUSE.0).is_empty());
-        assert_eq!(quarantine.due(AT, now + PAUSE.0 * 2), [key(1)]);
+        assert!(quarantine.due(AT, AT_ONCE, now + PAUSE.0).is_empty());
+        assert_eq!(quarantine.due(AT, AT_ONCE, now + PAUSE.0 * 2), [key(1)]);
         for _ in 0..100 {
             quarantine.note(refused(1), Duration::ZERO, now, time);
         }
-        assert_eq!(quarantine.due(AT, now + PAUSE.1), [key(1)]);
+        assert_eq!(quarantine.due(AT, AT_ONCE, now + PAUSE.1), [key(1)]);
     }
 
     #[test]
@@ -296,8 +324,19 @@ mod tests {
         let mut quarantine = Quarantine::default();
         quarantine.note(refused(1), Duration::ZERO, now, SystemTime::now());
         let later = now + PAUSE.0;
-        assert_eq!(quarantine.due(AT, later).len(), 1);
-        assert!(quarantine.due(AT, later).is_empty());
+        assert_eq!(quarantine.due(AT, AT_ONCE, later).len(), 1);
+        assert!(quarantine.due(AT, AT_ONCE, later).is_empty());
+    }
+
+    #[test]
+    fn what_is_hastened_waits_no_longer() {
+        let now = Instant::now();
+        let mut quarantine = Quarantine::default();
+        quarantine.note(refused(1), PAUSE.1, now, SystemTime::now());
+        quarantine.hasten([8; 16], now);
+        assert!(quarantine.due(AT, AT_ONCE, now).is_empty(), "another one");
+        quarantine.hasten(key(1).0, now);
+        assert_eq!(quarantine.due(AT, AT_ONCE, now), [key(1)]);
     }
 
     #[test]
@@ -306,8 +345,8 @@ mod tests {
         let mut quarantine = Quarantine::default();
         quarantine.note(refused(1), Duration::ZERO, now, SystemTime::now());
         let later = now + PAUSE.0;
-        assert!(quarantine.due(ClusterTime::ZERO, later).is_empty());
-        assert_eq!(quarantine.due(AT, later).len(), 1);
+        assert!(quarantine.due(ClusterTime::ZERO, AT_ONCE, later).is_empty());
+        assert_eq!(quarantine.due(AT, AT_ONCE, later).len(), 1);
     }
 
     #[test]
@@ -322,8 +361,32 @@ mod tests {
         assert_eq!(quarantine.refused_at(&key(2)), Some(AT));
         assert_eq!(quarantine.list().len(), 2);
         assert_eq!(quarantine.room([]).left, MOST - 2);
-        assert!(quarantine.forget(key(2).0));
+        assert!(quarantine.changed().is_some());
+        assert!(quarantine.changed().is_none());
+        quarantine.forget(key(2).0);
         assert!(quarantine.is_empty());
+        assert!(quarantine.changed().is_some());
+    }
+
+    #[test]
+    fn a_new_process_goes_on_with_the_pause_of_the_last() {
+        let (now, time) = (Instant::now(), SystemTime::now());
+        let mut last = Quarantine::default();
+        last.note(refused(1), Duration::ZERO, now, time);
+        let start = |least: Duration, time| {
+            Quarantine::new(last.list().to_vec(), MOST, |_| least, now, time)
+        };
+        let hour = Duration::from_secs(3600);
+        assert_eq!(start(Duration::ZERO, time).due(AT, AT_ONCE, now), [key(1)]);
+        for (time, left) in [
+            (time, hour),
+            (time + hour / 2, hour / 2),
+            (time - hour, hour),
+        ] {
+            let mut next = start(hour, time);
+            assert!(next.due(AT, AT_ONCE, now + left - PAUSE.0).is_empty());
+            assert_eq!(next.due(AT, AT_ONCE, now + left), [key(1)]);
+        }
     }
 
     #[test]

@@ -56,15 +56,20 @@ pub struct Command {
 }
 
 impl Command {
-    /// The documents that it inserts; none if it is of another kind.
-    pub fn inserted(&self) -> Vec<&[u8]> {
-        let documents = find(self.body.as_bytes(), b"documents");
-        let documents = documents.filter(|list| list.kind == kind::ARRAY);
-        let elements = documents.map(|list| Elements::new(list.value));
-        let elements = elements.into_iter().flatten().map_while(Result::ok);
-        elements
-            .filter_map(|element| element.as_document())
-            .collect()
+    /// The `_id` of one of its statements.
+    pub fn id(&self, statement: usize) -> Option<Value> {
+        let body = self.body.as_bytes();
+        let lists: [&[u8]; 3] = [b"deletes", b"documents", b"updates"];
+        let list = lists.iter().find_map(|name| find(body, name))?;
+        let statement = Elements::new(list.value).nth(statement)?.ok()?;
+        let statement = statement.as_document()?;
+        // Of a document in `documents`, `q` may be any field.
+        let is_query = find(body, b"documents").is_none();
+        let query = match find(statement, b"q") {
+            Some(query) if is_query => query.as_document()?,
+            _ => statement,
+        };
+        find(query, b"_id").map(Value::of)
     }
 }
 
@@ -134,11 +139,21 @@ pub fn encode<'a, 'b>(
     abilities: TargetAbilities,
 ) -> Vec<Command> {
     let collection = collection.into();
+    let mut commands = encode_first(collection, entities.clone(), abilities);
+    commands.extend(encode_last(collection, entities, abilities));
+    commands
+}
+
+/// The deletes of entities of one collection, and then the inserts.
+pub fn encode_first<'a>(
+    collection: Place<'_>,
+    entities: impl Iterator<Item = &'a Entity> + Clone,
+    abilities: TargetAbilities,
+) -> Vec<Command> {
     let in_order = collection.in_order;
     let mut commands = Vec::new();
     let mut deletes = Builder::new("delete", "deletes", collection, abilities);
     let mut inserts = Builder::new("insert", "documents", collection, abilities);
-    let mut updates = Builder::new("update", "updates", collection, abilities);
     for entity in entities.clone() {
         match &entity.outcome {
             Outcome::Delete => deletes.delete(&entity.id, &mut commands),
@@ -151,7 +166,7 @@ pub fn encode<'a, 'b>(
         }
     }
     deletes.flush(&mut commands);
-    for entity in entities.clone() {
+    for entity in entities {
         match &entity.outcome {
             Outcome::Insert { document, .. } => inserts.insert(document, &mut commands),
             Outcome::Replace { document, .. }
@@ -163,6 +178,18 @@ pub fn encode<'a, 'b>(
         }
     }
     inserts.flush(&mut commands);
+    commands
+}
+
+/// The updates of entities of one collection, also of those that were inserted before.
+pub fn encode_last<'a>(
+    collection: Place<'_>,
+    entities: impl Iterator<Item = &'a Entity>,
+    abilities: TargetAbilities,
+) -> Vec<Command> {
+    let in_order = collection.in_order;
+    let mut commands = Vec::new();
+    let mut updates = Builder::new("update", "updates", collection, abilities);
     for entity in entities {
         match &entity.outcome {
             Outcome::Insert { document, deltas } => {
@@ -184,21 +211,6 @@ pub fn encode<'a, 'b>(
         }
     }
     updates.flush(&mut commands);
-    commands
-}
-
-/// Inserts these documents, in this order.
-pub fn insert_all<'a>(
-    collection: impl Into<Place<'a>>,
-    documents: &[&[u8]],
-    abilities: TargetAbilities,
-) -> Vec<Command> {
-    let mut commands = Vec::new();
-    let mut inserts = Builder::new("insert", "documents", collection.into(), abilities);
-    for document in documents {
-        inserts.insert(document, &mut commands);
-    }
-    inserts.flush(&mut commands);
     commands
 }
 

@@ -10,8 +10,6 @@ use std::collections::hash_map::Entry;
 use super::delta::Deltas;
 use crate::engine::bson::order::Value;
 use crate::engine::bson::scan::{Element, find};
-use crate::engine::position::ClusterTime;
-use crate::engine::quarantine::Key;
 use crate::engine::state::Way;
 use crate::engine::stream::event::{Event, Operation};
 
@@ -175,8 +173,6 @@ pub struct Batch {
     pub counts: Counts,
     /// Ranges that this batch completes.
     pub ranges_done: Vec<RangeDone>,
-    /// Documents of capped collections that were refused, and are gone on the source.
-    pub released: Vec<(Key, ClusterTime)>,
 }
 
 /// Where an event's document is, and how it may be written.
@@ -225,7 +221,7 @@ impl Batch {
 
     /// Nothing but perhaps a position.
     pub fn is_empty(&self) -> bool {
-        !self.has_documents() && self.ranges_done.is_empty() && self.released.is_empty()
+        !self.has_documents() && self.ranges_done.is_empty()
     }
 
     /// Adds a document event.
@@ -288,20 +284,6 @@ impl Batch {
     pub fn compare(&mut self, home: Home, event: &Event<'_>, id: Element<'_>) {
         self.counts.note(event.operation);
         self.reconcile(home, &Value::of(id));
-    }
-
-    /// What is in the batch of a document of a capped collection that the target has just refused
-    /// was laid over what is not there, until it is inserted once more. Returns whether that
-    /// one is deleted, so that what comes is another.
-    pub fn leave_out(&mut self, collection: CollectionIndex, id: &Value) -> bool {
-        let mut is_gone = false;
-        let in_order = self.in_order.entities.iter_mut();
-        let its = in_order.filter(|it| it.collection == collection && it.id == *id);
-        for entity in its.take_while(|it| !matches!(it.outcome, Outcome::Insert { .. })) {
-            is_gone |= entity.outcome == Outcome::Delete;
-            entity.outcome = Outcome::Nothing;
-        }
-        is_gone
     }
 
     /// A collection is gone: nothing of it is written any more.

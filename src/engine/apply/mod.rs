@@ -6,6 +6,7 @@ pub mod ddl;
 pub mod delta;
 mod documents;
 pub mod gather;
+mod in_order;
 pub mod indexes;
 mod outside;
 pub mod refused;

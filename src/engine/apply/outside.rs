@@ -12,24 +12,22 @@
 
 use bson::doc;
 
-use super::commands::{
-    Command, Place, after_insert, by_collection, encode, insert_all, moves, put, remove,
-};
+use super::commands::{Command, Place, by_collection, encode, put, remove};
 use super::documents::Shares;
 use super::gather::{CollectionIndex, Entity, Outcome};
-use super::stepping::Steps;
-use super::writer::{Named, Part, Prepared, Writer, Written};
+use super::in_order::Missing;
+use super::writer::{Named, Prepared, Writer, Written};
 use crate::engine::bson::order::Value;
 use crate::engine::bson::scan::find;
 use crate::engine::command::number;
 use crate::engine::error::{Error, Result, Side, code};
-use crate::engine::quarantine::Refused;
+use crate::engine::quarantine::{Key, Refused};
 use crate::engine::state::{Outside, Way, encode_outside};
 use crate::engine::stream::event::Uuid;
 use crate::engine::writes::Write;
 
 /// How a command ended that depends on what is on the target.
-enum Ran {
+pub(super) enum Ran {
     AsExpected,
     /// Something was missing, or there already.
     Otherwise,
@@ -52,134 +50,22 @@ impl Writer {
             return Ok(());
         }
         self.announce(prepared).await?;
+        let mut missing = Missing::of(prepared);
         for entity in batch.window() {
             let to = Outlet::of(prepared, entity.collection)?;
-            self.write_in_window(to, entity, written).await?;
+            self.write_in_window(to, entity, &mut missing, written)
+                .await?;
         }
         for (collection, entities) in by_collection(batch.outside()) {
             let to = Outlet::of(prepared, collection)?;
             if to.named.way == Way::InOrder {
-                self.write_in_order(to, &entities, written).await?;
+                self.write_in_order(to, &entities, &mut missing, written)
+                    .await?;
             } else {
                 self.write_loose(to, entities, written).await?;
             }
         }
-        if prepared.part != Part::Whole && !written.refused.is_empty() {
-            // The transaction that notes them otherwise is still open.
-            self.state.quarantine(&written.refused).await?;
-        }
-        Ok(())
-    }
-
-    /// Writes documents whose places count. Only an insert can be left out without copying anew.
-    async fn write_in_order(
-        &self,
-        to: Outlet<'_>,
-        entities: &[&Entity],
-        written: &mut Written,
-    ) -> Result<()> {
-        let is_asked = |entity: &&Entity| entity.outcome.is_asked();
-        let moves = |entity: &&Entity| moves(&entity.outcome, self.abilities);
-        if entities.iter().any(|it| is_asked(it) || moves(it)) {
-            return Err(out_of_order());
-        }
-        let before = written.refused.len();
-        for command in encode(to.place, entities.iter().copied(), self.abilities) {
-            let documents = command.inserted();
-            if documents.is_empty() && written.refused.len() > before {
-                // Updates come last, and are of documents that were left out, too.
-                let refused = written.refused[before..].to_vec();
-                return self
-                    .update_others(to.place, entities, &refused, written)
-                    .await;
-            }
-            match self.run_outside(&command, written).await? {
-                Ran::AsExpected => {}
-                Ran::Refused(error) => {
-                    self.step_over(to, &documents, error, written).await?;
-                }
-                Ran::Otherwise | Ran::Hindered(_) => return Err(out_of_order()),
-            }
-        }
-        Ok(())
-    }
-
-    /// The updates of a batch whose inserts are there, but for those that were refused.
-    async fn update_others(
-        &self,
-        place: Place<'_>,
-        entities: &[&Entity],
-        refused: &[Refused],
-        written: &mut Written,
-    ) -> Result<()> {
-        let is_refused = |id: &Value| refused.iter().any(|one| one.key.1 == *id);
-        for entity in entities.iter().filter(|entity| !is_refused(&entity.id)) {
-            let mut commands = Vec::new();
-            let update = match &entity.outcome {
-                Outcome::Delete => continue,
-                Outcome::Insert { document, deltas } => {
-                    commands.extend(after_insert(place, document, self.abilities));
-                    entity.becomes(Outcome::Update(deltas.clone()))
-                }
-                other => entity.becomes(other.clone()),
-            };
-            commands.extend(encode(place, std::iter::once(&update), self.abilities));
-            for command in commands {
-                if !matches!(self.run_outside(&command, written).await?, Ran::AsExpected) {
-                    return Err(out_of_order());
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Goes on with documents of which the target has just refused one.
-    async fn step_over(
-        &self,
-        to: Outlet<'_>,
-        documents: &[&[u8]],
-        error: Error,
-        written: &mut Written,
-    ) -> Result<()> {
-        if documents.is_empty() {
-            return Err(out_of_order());
-        }
-        let mut steps = Steps::new(documents.len());
-        let mut ran = Ran::Refused(error);
-        loop {
-            match ran {
-                Ran::AsExpected => steps.taken(),
-                Ran::Refused(error) => {
-                    if let Some(refused) = steps.refused(error.statement()) {
-                        let id = find(documents[refused], b"_id").map(Value::of);
-                        to.refuse(&id.ok_or_else(out_of_order)?, &error, written)?;
-                    }
-                }
-                Ran::Otherwise | Ran::Hindered(_) => return Err(out_of_order()),
-            }
-            let Some(now) = steps.next() else {
-                return Ok(());
-            };
-            ran = self
-                .insert_in_order(to.place, &documents[now], written)
-                .await?;
-        }
-    }
-
-    /// All of them were one command, and fit into one.
-    async fn insert_in_order(
-        &self,
-        place: Place<'_>,
-        documents: &[&[u8]],
-        written: &mut Written,
-    ) -> Result<Ran> {
-        for command in insert_all(place, documents, self.abilities) {
-            let ran = self.run_outside(&command, written).await?;
-            if !matches!(ran, Ran::AsExpected) {
-                return Ok(ran);
-            }
-        }
-        Ok(Ran::AsExpected)
+        self.note_missing(prepared, missing, written).await
     }
 
     /// Writes documents whose places do not count: what does not go as expected is made what it is
@@ -231,35 +117,11 @@ impl Writer {
         }
     }
 
-    /// A change that the copy may hold already: an insert does not move what is there, and what is
-    /// gone stays gone.
-    async fn write_in_window(
+    pub(super) async fn run_outside(
         &self,
-        to: Outlet<'_>,
-        entity: &Entity,
+        command: &Command,
         written: &mut Written,
-    ) -> Result<()> {
-        let moves = moves(&entity.outcome, self.abilities);
-        if entity.outcome.is_asked() || moves || to.named.way != Way::InOrder {
-            return Err(out_of_order());
-        }
-        for command in encode(to.place, std::iter::once(entity), self.abilities) {
-            match self.run_outside(&command, written).await? {
-                Ran::Refused(error) if !command.inserted().is_empty() => {
-                    to.refuse(&entity.id, &error, written)?;
-                }
-                Ran::Refused(_) => return Err(out_of_order()),
-                Ran::AsExpected | Ran::Otherwise | Ran::Hindered(_) => {}
-            }
-        }
-        if entity.outcome == Outcome::Delete {
-            let key = (to.named.uuid, entity.id.clone());
-            written.refused.retain(|one| one.key != key);
-        }
-        Ok(())
-    }
-
-    async fn run_outside(&self, command: &Command, written: &mut Written) -> Result<Ran> {
+    ) -> Result<Ran> {
         written.operations += u64::try_from(command.expected).unwrap_or(0);
         let body = command.body.clone();
         let reply = self.target.write_raw(Write::WriteOutside, body).await;
@@ -327,9 +189,9 @@ impl Writer {
 
 /// Where documents of a batch go that no transaction may write.
 #[derive(Clone, Copy)]
-struct Outlet<'a> {
-    named: &'a Named,
-    place: Place<'a>,
+pub(super) struct Outlet<'a> {
+    pub(super) named: &'a Named,
+    pub(super) place: Place<'a>,
     prepared: &'a Prepared,
 }
 
@@ -354,8 +216,12 @@ impl<'a> Outlet<'a> {
         })
     }
 
+    pub(super) fn key(self, entity: &Entity) -> Key {
+        (self.named.uuid, entity.id.clone())
+    }
+
     /// The document is left out, and noted together with the batch.
-    fn refuse(self, id: &Value, error: &Error, written: &mut Written) -> Result<()> {
+    pub(super) fn refuse(self, id: &Value, error: &Error, written: &mut Written) -> Result<()> {
         written.refused.push(Refused {
             key: (self.named.uuid, id.clone()),
             at: self.prepared.position.time,
@@ -367,7 +233,7 @@ impl<'a> Outlet<'a> {
 }
 
 /// The checkpoint still has the announcement, so the next run copies the collection anew.
-fn out_of_order() -> Error {
+pub(super) fn out_of_order() -> Error {
     Error::Reply {
         side: Side::Target,
         doing: "write to a capped collection",

@@ -89,10 +89,12 @@ impl Writer {
         &self,
         prepared: &Prepared,
         refused: &[Refused],
+        returned: &[Key],
         session: &mut ClientSession,
     ) -> Result<(), Failure> {
         self.state.quarantine_in(refused, session).await?;
-        let healed = healed(prepared, refused);
+        let mut healed = healed(prepared, refused);
+        healed.extend_from_slice(returned);
         if !healed.is_empty() {
             let command = self.state.release_command(&healed)?;
             let state = self.state.commands();

@@ -32,23 +32,34 @@ impl Steps {
         (self.from < self.all).then_some(self.from..self.until)
     }
 
-    /// All that was sent is there.
+    /// All that was sent is there; twice as much comes next.
     pub fn taken(&mut self) {
+        let sent = self.until - self.from;
         self.from = self.until;
-        self.until = self.all;
+        self.until = (self.from + 2 * sent).min(self.all);
     }
 
-    /// This statement of what was sent was refused, or the command as such, with nothing carried
-    /// out. Returns the one that is stepped over; none where that is still to be found.
-    pub fn refused(&mut self, statement: Option<usize>) -> Option<usize> {
-        let sent = self.until - self.from;
-        match statement {
-            None if sent > 1 => {
-                self.until = self.from + sent / 2;
+    /// Of what was sent, so many are certain to be taken, and this one was refused; or, if that is
+    /// not told, one of those behind, of which none was carried out. Returns the one that is
+    /// stepped over; none where that is still to be found.
+    pub fn refused(&mut self, certain: usize, one: Option<usize>) -> Option<usize> {
+        let sent = self.from;
+        self.from = (self.from + certain).min(self.until);
+        let left = self.until - self.from;
+        match one {
+            None if left > 1 => {
+                self.until = self.from + left / 2;
                 None
             }
-            statement => {
-                let one = self.from + statement.unwrap_or(0).min(sent.saturating_sub(1));
+            None => {
+                // There may be more of them nearby: it goes on with little, and then with more.
+                let one = self.from.min(self.all.saturating_sub(1));
+                self.from = one + 1;
+                self.until = (self.from + 1).min(self.all);
+                Some(one)
+            }
+            Some(one) => {
+                let one = (sent + one).min(self.until.saturating_sub(1));
                 self.from = one + 1;
                 self.until = self.all;
                 Some(one)
@@ -61,8 +72,9 @@ impl Steps {
 mod tests {
     use super::*;
 
-    /// A server that refuses these, and tells which only where `tells`.
-    fn run(all: usize, bad: &[usize], tells: bool) -> (Vec<usize>, Vec<usize>) {
+    /// A server that refuses these, and tells which only where `tells`. It is sent commands of so
+    /// many statements.
+    fn run(all: usize, bad: &[usize], tells: bool, cut: usize) -> (Vec<usize>, Vec<usize>) {
         let mut steps = Steps::new(all);
         let (mut taken, mut refused) = (Vec::new(), Vec::new());
         while let Some(sent) = steps.next() {
@@ -71,11 +83,13 @@ mod tests {
                     taken.extend(sent);
                     steps.taken();
                 }
-                Some(one) if tells => {
-                    taken.extend(sent.start..one);
-                    refused.extend(steps.refused(Some(one - sent.start)));
+                Some(one) => {
+                    let certain = (one - sent.start) / cut * cut;
+                    let told = tells.then_some(one - sent.start);
+                    let reached = told.unwrap_or(certain);
+                    taken.extend(sent.start..sent.start + reached);
+                    refused.extend(steps.refused(certain, told));
                 }
-                Some(_) => refused.extend(steps.refused(None)),
             }
         }
         (taken, refused)
@@ -85,14 +99,14 @@ mod tests {
     fn all_others_are_taken_once_and_in_order() {
         for bad in [&[][..], &[0], &[6], &[2, 3], &[0, 1, 2, 3, 4, 5, 6]] {
             let others: Vec<usize> = (0..7).filter(|one| !bad.contains(one)).collect();
-            for tells in [true, false] {
+            for (tells, cut) in [(true, 9), (false, 9), (true, 2), (false, 2), (false, 1)] {
                 assert_eq!(
-                    run(7, bad, tells),
+                    run(7, bad, tells, cut),
                     (others.clone(), bad.to_vec()),
-                    "{tells}"
+                    "{tells} {cut}"
                 );
             }
         }
-        assert_eq!(run(0, &[], true), (Vec::new(), Vec::new()));
+        assert_eq!(run(0, &[], true, 9), (Vec::new(), Vec::new()));
     }
 }

@@ -60,8 +60,11 @@ pub struct Prepared {
     pub ahead: Ahead,
     /// A command that an earlier process began is still to come.
     pub in_command: bool,
-    /// The documents in it that the target refused before, and as of when.
+    /// The documents in it that the target refused before, and as of when: all but those of capped
+    /// collections.
     pub quarantined: Vec<(Key, ClusterTime)>,
+    /// Those of capped collections.
+    pub missing: HashSet<Key>,
     /// How many more of them there may be.
     pub room: Room,
 }
@@ -119,6 +122,9 @@ pub struct Writer {
     pub unfinished: Option<ClientSession>,
     /// What is announced to be written outside of transactions.
     pub outside: Outside,
+    /// Documents of capped collections that are refused no longer, of the pieces of a transaction
+    /// that is not committed.
+    pub returned: Vec<Key>,
 }
 
 /// Why a try did not succeed.
@@ -171,6 +177,8 @@ struct Ladder {
     from_source: HashSet<CollectionIndex>,
     /// Documents that the target does not take even so; they are left out.
     refused: Vec<Refused>,
+    /// Documents of capped collections that were refused before, and are not any more.
+    returned: Vec<Key>,
 }
 
 impl From<Error> for Failure {
@@ -194,6 +202,7 @@ impl Writer {
         written.reconciled.add(before.reconciled);
         if prepared.part != Part::More {
             self.outside_is_settled(prepared);
+            written.healed.append(&mut self.returned);
         }
         Ok(written)
     }
@@ -225,6 +234,7 @@ impl Writer {
         let mut tries = Tries::default();
         let mut ladder = Ladder {
             refused: before.refused.clone(),
+            returned: before.healed.clone(),
             ..Ladder::default()
         };
         loop {
@@ -233,6 +243,7 @@ impl Writer {
                 Ok(()) => {
                     written.relaxed = ladder.relaxed;
                     written.healed = healed(prepared, &ladder.refused);
+                    written.healed.append(&mut ladder.returned);
                     written.reconciled.refused = ladder.refused.len() as u64;
                     written.refused = ladder.refused;
                     return Ok(written);
@@ -378,7 +389,8 @@ impl Writer {
     ) -> Result<(), Failure> {
         self.fill_documents(prepared, ladder, session, written)
             .await?;
-        self.fill_quarantine(prepared, &ladder.refused, session)
+        let returned = &ladder.returned;
+        self.fill_quarantine(prepared, &ladder.refused, returned, session)
             .await?;
         self.fill_state(prepared, session, written).await
     }
@@ -506,7 +518,8 @@ impl Reconciled {
         }
     }
 
-    fn add(&mut self, more: Self) {
+    /// Counts more of them.
+    pub fn add(&mut self, more: Self) {
         self.written += more.written;
         self.deleted += more.deleted;
         self.unchanged += more.unchanged;

@@ -222,7 +222,7 @@ impl Lane {
             match self.insert_some(place, whole, &documents[now]).await {
                 Ok(()) => steps.taken(),
                 Err(error) if error.is_refused_for_certain() => {
-                    let Some(one) = steps.refused(error.statement()) else {
+                    let Some(one) = steps.refused(0, error.statement()) else {
                         continue;
                     };
                     refused.push(Refused {

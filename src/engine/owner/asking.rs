@@ -45,6 +45,15 @@ pub struct Repair {
     pub done: oneshot::Sender<Reconciled>,
 }
 
+/// Documents that are being put right.
+pub(super) struct Repairing {
+    uuid: Uuid,
+    /// The ids of those that are in no batch yet.
+    left: Vec<Value>,
+    sum: Reconciled,
+    done: oneshot::Sender<Reconciled>,
+}
+
 /// Both sides at the instant at which the mirror stood still.
 #[derive(Clone, Debug)]
 pub struct Held {
@@ -72,26 +81,35 @@ pub struct HeldCollection {
 impl Owner<'_> {
     /// Whether something asked for is under way; one thing is at a time.
     pub(super) fn is_asked(&self) -> bool {
-        self.hold.is_some() || self.repairing.is_some()
+        let on_its_way = self.in_flight.as_ref();
+        let on_its_way = on_its_way.and_then(|it| it.repairing.as_ref());
+        let goes_on = on_its_way.is_some_and(|it| !it.left.is_empty());
+        self.hold.is_some() || self.repairing.is_some() || goes_on
     }
 
     /// Whether something else can be asked for now. In the middle of a transaction a document could
-    /// not be put as it is in the end: its changes follow.
+    /// not be put as it is in the end: its changes follow. While a command that an earlier process
+    /// began is still to come, nobody knows what is called what on the target.
     pub(super) fn can_be_asked(&self) -> bool {
-        !self.is_asked() && !self.is_in_pieces()
+        !self.is_asked() && !self.is_in_pieces() && !self.plan.in_command
     }
 
     pub(super) fn asked(&mut self, ask: Ask) {
         match ask {
             Ask::Hold(done) => self.hold = Some(AtRest::Tell(done)),
             Ask::Mend(mend, done) => self.hold = Some(AtRest::Mend(mend, done)),
-            Ask::Repair(repair) => self.repair(repair),
+            Ask::Repair(repair) => self.repair(Repairing {
+                uuid: repair.uuid,
+                left: repair.keys,
+                sum: Reconciled::default(),
+                done: repair.done,
+            }),
         }
     }
 
-    /// The documents join the batch that is being gathered.
-    fn repair(&mut self, repair: Repair) {
-        let Some(collection) = self.plan.catalog.find(&repair.uuid) else {
+    /// As many of the documents as a batch may have join the one that is being gathered.
+    fn repair(&mut self, mut repairing: Repairing) {
+        let Some(collection) = self.plan.catalog.find(&repairing.uuid) else {
             return;
         };
         // While it is copied, a range may be ahead of the position; the copy brings all of it.
@@ -99,10 +117,22 @@ impl Owner<'_> {
             return;
         }
         let home = self.home(collection);
-        for key in &repair.keys {
-            self.gather.reconcile(home, key);
+        let now = repairing.left.len().min(self.batch_size.documents());
+        for key in repairing.left.drain(..now) {
+            self.gather.reconcile(home, &key);
         }
-        self.repairing = Some(repair.done);
+        self.repairing = Some(repairing);
+    }
+
+    /// Those of a batch are put right.
+    pub(super) fn repaired(&mut self, mut repairing: Repairing, now: Reconciled) {
+        repairing.sum.add(now);
+        if repairing.left.is_empty() {
+            // Whoever asked may be gone.
+            let _ = repairing.done.send(repairing.sum);
+        } else {
+            self.repair(repairing);
+        }
     }
 
     /// Whether the mirror may stand still behind `time` before an event of `next`: never within

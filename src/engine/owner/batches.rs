@@ -1,6 +1,6 @@
 //! From replies of the stream to batches for the writer, and back from it.
 
-use super::{BATCH_DOCUMENTS, EIGHTHS, IDLE_CHECKPOINT, InFlight, Owner, Pause, malformed};
+use super::{EIGHTHS, IDLE_CHECKPOINT, InFlight, Owner, Pause, malformed};
 use crate::engine::apply::gather::{CollectionIndex, Form, Home};
 use crate::engine::apply::writer::{Named, Names, Part, Prepared, Written};
 use crate::engine::copy::ranges::Route;
@@ -9,13 +9,6 @@ use crate::engine::position::{Position, ResumeToken, StartPoint};
 use crate::engine::state::Way;
 use crate::engine::stream::event::{Event, Operation, parse};
 use tokio::time::Instant;
-
-/// Fewer and fewer where the target does not manage a batch: how much of it has to be read again,
-/// and so is written, shows only then, and may be more than fits its cache.
-fn most_documents(failed: u32) -> usize {
-    let fewer = BATCH_DOCUMENTS.checked_shr(failed.saturating_mul(4));
-    fewer.unwrap_or(0).max(1)
-}
 
 impl Owner<'_> {
     /// Routes the events of the reply in hand.
@@ -104,7 +97,7 @@ impl Owner<'_> {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.gather.documents() >= most_documents(self.plan.failed_batches)
+        self.gather.documents() >= self.batch_size.documents()
             || self.gather.bytes() >= self.share(EIGHTHS.1)
     }
 
@@ -133,7 +126,6 @@ impl Owner<'_> {
             None => return Err(malformed("no documentKey._id")),
         };
         let mut home = self.home(collection);
-        let is_refused = self.is_quarantined(collection, id);
         if let Some(ranges) = self.plan.ranges.get_mut(&collection) {
             match ranges.route(id, event.time) {
                 Route::Apply => {}
@@ -150,15 +142,13 @@ impl Owner<'_> {
                     if let Some(window) = &mut ranges.get_mut(place).window {
                         window.note(event).map_err(malformed)?;
                     }
-                    if is_refused {
-                        return self.leave_out(home, event, id);
-                    }
                     return self.gather.add_to_window(home, event).map_err(malformed);
                 }
             }
         }
-        if is_refused {
-            return self.leave_out(home, event, id);
+        if home.way != Way::InOrder && self.is_quarantined(collection, id) {
+            self.gather.compare(home, event, id);
+            return Ok(());
         }
         self.gather.add(home, event).map_err(malformed)
     }
@@ -243,10 +233,6 @@ impl Owner<'_> {
             // Their notes go with the position, which moves with the last piece.
             self.gather.ranges_done = std::mem::take(&mut batch.ranges_done);
         }
-        if part != Part::Whole {
-            // The state forgets them with the next whole batch.
-            self.gather.released = std::mem::take(&mut batch.released);
-        }
         let mut names = Names::new();
         let documents = batch.entities().iter().chain(batch.outside());
         let documents = documents.chain(batch.window());
@@ -274,15 +260,15 @@ impl Owner<'_> {
                 .iter()
                 .map(|range| range.collection)
                 .collect(),
-            releases: !batch.released.is_empty(),
             repairing: self.repairing.take(),
         });
-        let quarantined = self.quarantined_in(&batch);
-        let known = quarantined.iter().map(|(key, _)| key.clone());
+        let (quarantined, missing) = self.quarantined_in(&batch);
+        let known = quarantined.iter().map(|(key, _)| key).chain(&missing);
         let prepared = Prepared {
             part,
-            room: self.quarantine.room(known),
+            room: self.quarantine.room(known.cloned()),
             quarantined,
+            missing,
             batch,
             position: self.position.clone(),
             names,
@@ -314,9 +300,8 @@ impl Owner<'_> {
         totals.batches += 1;
         totals.repaired += written.repaired;
         totals.retries += written.retries;
-        if let Some(done) = in_flight.repairing {
-            // Whoever asked may be gone.
-            let _ = done.send(written.reconciled);
+        if let Some(repairing) = in_flight.repairing {
+            self.repaired(repairing, written.reconciled);
         }
         if written.repaired > written.reconciled.written + written.reconciled.deleted {
             self.suspicious = true;
@@ -336,7 +321,7 @@ impl Owner<'_> {
             Part::Last => self.plan.careful = false,
             Part::Whole => {
                 self.plan.careful &= !self.monitor.is_caught_up();
-                self.plan.failed_batches = self.plan.failed_batches.saturating_sub(1);
+                self.batch_size.managed();
             }
         }
         self.checkpointed = Instant::now();
@@ -359,19 +344,5 @@ impl Owner<'_> {
             self.committed = position;
         }
         self.update_phase();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_batch_that_is_never_managed_becomes_one_document() {
-        assert_eq!(most_documents(0), BATCH_DOCUMENTS);
-        assert_eq!(most_documents(1), BATCH_DOCUMENTS / 16);
-        for failed in [3, 16, u32::MAX] {
-            assert_eq!(most_documents(failed), 1);
-        }
     }
 }

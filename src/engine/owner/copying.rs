@@ -173,14 +173,7 @@ impl Owner<'_> {
         let waiting = std::mem::take(&mut range.waiting);
         let freed: usize = waiting.iter().map(|(_, raw)| raw.len()).sum();
         self.waiting_bytes = self.waiting_bytes.saturating_sub(freed);
-        let since = unfenced.and_then(|it| it.from);
-        let waiting = self.without_refused(home, waiting, (since, at.to))?;
-        let Some(ranges) = self.plan.ranges.get_mut(&collection) else {
-            return Ok(());
-        };
-        let window = ranges
-            .numbered(number)
-            .and_then(|range| range.window.as_mut());
+        let window = range.window.as_mut();
         let mut batch = released(waiting, at, home, window).map_err(malformed)?;
         ranges.note_progress();
         batch.ranges_done.push(RangeDone {

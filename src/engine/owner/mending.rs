@@ -4,6 +4,8 @@
 //! position; and what is made as the source has it now is changed by whatever comes next in the
 //! stream, as after any start.
 
+use tokio::time::Instant;
+
 use super::Owner;
 use crate::engine::apply::ddl;
 use crate::engine::apply::gather::CollectionIndex;
@@ -17,10 +19,13 @@ impl Owner<'_> {
     /// Returns whether the target's server took it.
     pub(super) async fn mend(&mut self, mend: Mend) -> Result<bool> {
         self.begin_command().await?;
-        let collection = match &mend {
-            Mend::Collection(uuid) | Mend::Anew(uuid) => self.plan.catalog.find(uuid),
-            _ => None,
+        let (uuid, is_anew) = match &mend {
+            Mend::Collection(uuid) | Mend::Anew(uuid) => (Some(*uuid), true),
+            Mend::Index(uuid, _) => (Some(*uuid), false),
+            Mend::View(_) | Mend::Drop(_) => (None, false),
         };
+        let collection = uuid.filter(|_| is_anew);
+        let collection = collection.and_then(|uuid| self.plan.catalog.find(&uuid));
         let outcome = match mend {
             Mend::Index(uuid, index) => self.reindex(uuid, &index).await,
             Mend::Collection(uuid) => self.mend_collection(uuid).await,
@@ -42,6 +47,9 @@ impl Owner<'_> {
             }
             outcome => outcome.map(|()| true)?,
         };
+        if let Some(uuid) = uuid.filter(|_| is_mended) {
+            self.quarantine.hasten(uuid, Instant::now());
+        }
         self.plan.in_command = false;
         self.update_phase();
         Ok(is_mended)

@@ -6,6 +6,7 @@
 
 pub mod asking;
 mod barrier;
+pub mod batch_size;
 mod batches;
 mod copying;
 mod indexes;
@@ -16,10 +17,10 @@ mod quarantine;
 mod verifying;
 
 use std::collections::{HashMap, HashSet};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use mongodb::ClientSession;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -27,7 +28,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::apply::gather::{Batch, CollectionIndex, Counts};
 use super::apply::indexes::Tended;
-use super::apply::writer::{Part, Prepared, Reconciled, Writer, Written};
+use super::apply::writer::{Part, Prepared, Writer, Written};
 use super::config::MirrorConfig;
 use super::copy::lane::Report as LaneReport;
 use super::error::{Error, Result, Side};
@@ -37,9 +38,10 @@ use super::position::{Ahead, Position};
 use super::progress::{ApplyForm, Progress, VerificationResult, VerificationRun};
 use super::quarantine::Quarantine;
 use super::request::Request;
-use super::stream::event::Transaction;
+use super::stream::event::{Transaction, Uuid};
 use super::stream::reader::{self, Reply, Report as StreamReport};
-use asking::{Ask, AtRest};
+use asking::{Ask, AtRest, Repairing};
+use batch_size::BatchSize;
 use indexes::Again;
 use lag::Monitor;
 
@@ -91,6 +93,7 @@ pub struct Owner<'a> {
 
     /// The batch being gathered, and where the mirror stands after it.
     gather: Batch,
+    batch_size: &'a mut BatchSize,
     position: Position,
     /// The source transaction that the batch ends in the middle of.
     open: Option<Transaction>,
@@ -132,14 +135,16 @@ pub struct Owner<'a> {
     /// What other tasks ask for: one thing is under way at a time.
     asks: (mpsc::Sender<Ask>, mpsc::Receiver<Ask>),
     hold: Option<AtRest>,
-    repairing: Option<oneshot::Sender<Reconciled>>,
+    repairing: Option<Repairing>,
 
     /// What users ask for.
     requests: &'a mut mpsc::Receiver<Request>,
     syncs: JoinSet<()>,
     verifications: JoinSet<Result<VerificationResult>>,
     verifying: Option<watch::Receiver<VerificationRun>>,
+    /// Who asked for the next verification, and for the one under way.
     verify_waiting: Vec<verifying::Waiting>,
+    verify_answers: Vec<verifying::Waiting>,
     verify_failed: Option<Instant>,
     /// Something was found on the target that nobody but a stranger can have written.
     suspicious: bool,
@@ -152,10 +157,8 @@ struct InFlight {
     position: Position,
     counts: Counts,
     collections: Vec<CollectionIndex>,
-    /// Whether documents that the target lacks are gone on the source with it.
-    releases: bool,
     /// Who asked for documents of it to be put right.
-    repairing: Option<oneshot::Sender<Reconciled>>,
+    repairing: Option<Repairing>,
 }
 
 struct WriterTask {
@@ -191,6 +194,7 @@ impl<'a> Owner<'a> {
         mut plan: Planned,
         publish: &'a watch::Sender<Progress>,
         requests: &'a mut mpsc::Receiver<Request>,
+        batch_size: &'a mut BatchSize,
     ) -> Self {
         let mut sessions = std::mem::take(&mut plan.sessions);
         let writer = Writer {
@@ -202,6 +206,7 @@ impl<'a> Owner<'a> {
             session: sessions.pop(),
             unfinished: None,
             outside: plan.outside.clone(),
+            returned: Vec::new(),
         };
         let mut progress = publish.borrow().clone();
         progress.apply_form = Some(if plan.abilities.internal_delta {
@@ -213,12 +218,21 @@ impl<'a> Owner<'a> {
         progress.verification.running = None;
         progress.position = Some(plan.position.time);
         let now = Instant::now();
-        let quarantine = Quarantine::new(
+        let catalog = &plan.catalog;
+        let least = |uuid: Uuid| {
+            let goes_on = catalog.find(&uuid).filter(|_| !plan.is_first_run);
+            goes_on.map_or(Duration::ZERO, |it| {
+                quarantine::least_pause(catalog.get(it).entry.way())
+            })
+        };
+        let mut quarantine = Quarantine::new(
             std::mem::take(&mut plan.quarantine),
             config.limits.quarantine,
+            least,
             now,
+            SystemTime::now(),
         );
-        progress.quarantine = quarantine.list();
+        progress.quarantine = quarantine.changed().unwrap_or_default();
         Self {
             config,
             publish,
@@ -229,6 +243,7 @@ impl<'a> Owner<'a> {
             logged: (now, progress.clone()),
             progress,
             gather: Batch::default(),
+            batch_size,
             // A position beside a command may be within a transaction.
             open: plan.in_command.then(Transaction::unknown),
             in_pieces: false,
@@ -259,6 +274,7 @@ impl<'a> Owner<'a> {
             verifications: JoinSet::new(),
             verifying: None,
             verify_waiting: Vec::new(),
+            verify_answers: Vec::new(),
             verify_failed: None,
             suspicious: plan.has_strangers,
             plan,

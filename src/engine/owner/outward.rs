@@ -160,6 +160,9 @@ impl Owner<'_> {
         self.progress.initial_sync = Some(self.initial_sync());
         self.progress.unsupported = self.unsupported();
         self.progress.lag = self.lag();
+        if let Some(quarantine) = self.quarantine.changed() {
+            self.progress.quarantine = quarantine;
+        }
         self.progress.verification.running =
             self.verifying.as_ref().map(|how_far| *how_far.borrow());
         self.publish.send_replace(self.progress.clone());

@@ -83,10 +83,11 @@ fn due(situation: Situation, now: SystemTime) -> Option<Why> {
 impl Owner<'_> {
     /// Begins a verification if one is due.
     pub(super) fn verify_if_due(&mut self) {
+        let asked = !self.verify_waiting.is_empty();
         let failed_lately = self
             .verify_failed
             .is_some_and(|failed| failed.elapsed() < AGAIN);
-        if !self.verifications.is_empty() || failed_lately {
+        if !self.verifications.is_empty() || failed_lately && !asked {
             return;
         }
         let completed = self.plan.figures.completed_at;
@@ -95,7 +96,7 @@ impl Owner<'_> {
             begun: last.and_then(|last| last.time.checked_sub(last.duration)?.checked_add(ROUNDED)),
             mirroring: self.progress.phase == Phase::Mirroring && self.is_copied(),
             lag: self.progress.lag,
-            asked: !self.verify_waiting.is_empty(),
+            asked,
             suspicious: self.suspicious,
             verified: last.map(|last| last.time),
             copied: completed.map(bson::DateTime::to_system_time),
@@ -123,6 +124,7 @@ impl Owner<'_> {
         };
         self.verifications.spawn(verifier.run());
         self.verifying = Some(how_far);
+        self.verify_answers = std::mem::take(&mut self.verify_waiting);
     }
 
     /// A verification came to its end.
@@ -135,7 +137,8 @@ impl Owner<'_> {
             Ok(outcome) => outcome.map_err(|error| error.to_string()),
             Err(panic) => Err(panic.to_string()),
         };
-        let waiting = std::mem::take(&mut self.verify_waiting);
+        // Whoever asked meanwhile wants to know of what has happened since it began: the next one.
+        let waiting = std::mem::take(&mut self.verify_answers);
         let answer = match outcome {
             Ok(result) => {
                 tracing::info!(
@@ -174,7 +177,6 @@ impl Owner<'_> {
     pub(super) fn requested(&mut self, request: Request) {
         match request {
             Request::Verify { done } if self.progress.phase == Phase::Mirroring => {
-                self.verify_failed = None;
                 self.verify_waiting.push(done);
             }
             Request::Verify { done } => drop(done.send(Err(Refusal::NotMirroring))),

@@ -57,8 +57,9 @@ pub struct Planned {
     /// Changed documents are read again up to the end of the next transaction that is written in
     /// pieces, or until the mirror has caught up: its changes could not be laid over what is there.
     pub careful: bool,
-    /// How often in a row the target did not manage the batch behind the position.
-    pub failed_batches: u32,
+    /// This process runs the mirror for the first time: somebody may have started it to have what
+    /// the target refused tried again.
+    pub is_first_run: bool,
     /// What the source shows.
     pub flags: Flags,
     /// The collections.
@@ -171,7 +172,7 @@ pub async fn prepare(
         state,
         abilities,
         careful: known.careful,
-        failed_batches: known.failed_batches,
+        is_first_run: !known.has_run,
         flags,
         catalog: Catalog::default(),
         ranges: HashMap::new(),

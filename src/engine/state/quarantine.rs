@@ -19,8 +19,25 @@ impl StateStore {
     /// # Errors
     /// [`crate::engine::error::Error::Fenced`]; what the exchange met.
     pub async fn quarantine(&self, refused: &[Refused]) -> Result<()> {
-        let noted = (Write::Quarantine, self.quarantine_command(refused)?);
-        self.note(&[noted]).await
+        self.renew_quarantine(refused, &[]).await
+    }
+
+    /// As [`Self::quarantine`], where others are refused no longer.
+    ///
+    /// # Errors
+    /// As [`Self::quarantine`].
+    pub async fn renew_quarantine(&self, refused: &[Refused], healed: &[Key]) -> Result<()> {
+        let mut notes = Vec::new();
+        if !refused.is_empty() {
+            notes.push((Write::Quarantine, self.quarantine_command(refused)?));
+        }
+        if !healed.is_empty() {
+            notes.push((Write::Release, self.release_command(healed)?));
+        }
+        if notes.is_empty() {
+            return Ok(());
+        }
+        self.note(&notes).await
     }
 
     fn quarantine_command(&self, refused: &[Refused]) -> Result<RawDocumentBuf> {

@@ -1,0 +1,222 @@
+//! Capped collections: every document has its place, which the order of its insertion gave it.
+//!
+//! A document that the target refuses leaves a gap. Its place cannot be taken later, so its changes
+//! are left out until it is inserted once more, at another place, or deleted. Changes are written
+//! one after the other here, and only here is it known what is missing at each of them.
+
+use std::collections::HashSet;
+
+use super::commands::{Command, encode_first, encode_last, moves, remove};
+use super::gather::{Entity, Outcome};
+use super::outside::{Outlet, Ran, out_of_order};
+use super::stepping::Steps;
+use super::writer::{Part, Prepared, Writer, Written};
+use crate::engine::connection::probe::TargetAbilities;
+use crate::engine::error::{Error, Result};
+use crate::engine::quarantine::Key;
+use crate::engine::state::Way;
+
+/// Documents of capped collections that the target lacks because it refused them.
+pub(super) struct Missing {
+    before: HashSet<Key>,
+    now: HashSet<Key>,
+}
+
+impl Missing {
+    /// Before a batch.
+    pub(super) fn of(prepared: &Prepared) -> Self {
+        Self {
+            before: prepared.missing.clone(),
+            now: prepared.missing.clone(),
+        }
+    }
+
+    /// What is gone on the source, or there again.
+    pub(super) fn returned(self) -> Vec<Key> {
+        self.before.difference(&self.now).cloned().collect()
+    }
+
+    fn refuse(
+        &mut self,
+        to: Outlet<'_>,
+        entity: &Entity,
+        error: &Error,
+        written: &mut Written,
+    ) -> Result<()> {
+        self.now.insert(to.key(entity));
+        to.refuse(&entity.id, error, written)
+    }
+
+    fn ends(&mut self, key: &Key, written: &mut Written) {
+        if self.now.remove(key) {
+            written.refused.retain(|one| one.key != *key);
+        }
+    }
+}
+
+impl Writer {
+    /// Writes all that a batch has of one capped collection, behind the window of its copy.
+    pub(super) async fn write_in_order(
+        &self,
+        to: Outlet<'_>,
+        entities: &[&Entity],
+        missing: &mut Missing,
+        written: &mut Written,
+    ) -> Result<()> {
+        let (mut gone, mut kept) = (Vec::new(), Vec::new());
+        for entity in entities {
+            if is_out_of_order(entity, self.abilities) {
+                return Err(out_of_order());
+            }
+            if is_left_out(to, entity, missing, written) {
+                continue;
+            }
+            if entity.outcome == Outcome::Delete {
+                gone.push(*entity);
+            } else {
+                kept.push(*entity);
+            }
+        }
+        let (place, abilities) = (to.place, self.abilities);
+        for command in encode_first(place, gone.into_iter(), abilities) {
+            if !matches!(self.run_outside(&command, written).await?, Ran::AsExpected) {
+                return Err(out_of_order());
+            }
+        }
+        let inserted = kept.iter().copied();
+        let inserted = inserted.filter(|it| matches!(it.outcome, Outcome::Insert { .. }));
+        let inserted: Vec<&Entity> = inserted.collect();
+        let first = |some: &[&Entity]| encode_first(place, some.iter().copied(), abilities);
+        self.step(to, &inserted, first, missing, written).await?;
+        kept.retain(|entity| !missing.now.contains(&to.key(entity)));
+        let last = |some: &[&Entity]| encode_last(place, some.iter().copied(), abilities);
+        self.step(to, &kept, last, missing, written).await
+    }
+
+    /// A change that the copy may hold already: an insert does not move what is there, and what is
+    /// gone stays gone.
+    pub(super) async fn write_in_window(
+        &self,
+        to: Outlet<'_>,
+        entity: &Entity,
+        missing: &mut Missing,
+        written: &mut Written,
+    ) -> Result<()> {
+        if to.named.way != Way::InOrder || is_out_of_order(entity, self.abilities) {
+            return Err(out_of_order());
+        }
+        if is_left_out(to, entity, missing, written) {
+            return Ok(());
+        }
+        let (place, one) = (to.place, std::iter::once(entity));
+        let first = encode_first(place, one.clone(), self.abilities);
+        let last = encode_last(place, one, self.abilities);
+        for command in first.into_iter().chain(last) {
+            match self.run_outside(&command, written).await? {
+                Ran::Refused(error) => {
+                    self.set_aside(to, entity, &error, missing, written).await?;
+                    break;
+                }
+                Ran::AsExpected | Ran::Otherwise | Ran::Hindered(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs the commands for these changes, in order, and steps over what is refused.
+    async fn step(
+        &self,
+        to: Outlet<'_>,
+        entities: &[&Entity],
+        encode: impl Fn(&[&Entity]) -> Vec<Command>,
+        missing: &mut Missing,
+        written: &mut Written,
+    ) -> Result<()> {
+        let mut steps = Steps::new(entities.len());
+        'sent: while let Some(sent) = steps.next() {
+            let sent = &entities[sent];
+            for command in encode(sent) {
+                let error = match self.run_outside(&command, written).await? {
+                    Ran::AsExpected => continue,
+                    Ran::Refused(error) => error,
+                    Ran::Otherwise | Ran::Hindered(_) => return Err(out_of_order()),
+                };
+                let of = |statement: usize| {
+                    let id = command.id(statement);
+                    let of = sent
+                        .iter()
+                        .position(|entity| Some(&entity.id) == id.as_ref());
+                    of.ok_or_else(out_of_order)
+                };
+                // The commands before this one are carried out.
+                let refused = error.statement().map(of).transpose()?;
+                if let Some(one) = steps.refused(of(0)?, refused) {
+                    self.set_aside(to, entities[one], &error, missing, written)
+                        .await?;
+                }
+                continue 'sent;
+            }
+            steps.taken();
+        }
+        Ok(())
+    }
+
+    /// The document is not as it should be, and cannot become so in its place.
+    async fn set_aside(
+        &self,
+        to: Outlet<'_>,
+        entity: &Entity,
+        error: &Error,
+        missing: &mut Missing,
+        written: &mut Written,
+    ) -> Result<()> {
+        for command in remove(to.place, &entity.id, self.abilities) {
+            self.run_outside(&command, written).await?;
+        }
+        missing.refuse(to, entity, error, written)
+    }
+
+    /// What is remembered of documents of capped collections. Within a large transaction, the
+    /// transaction that notes it otherwise is not begun yet; should it fail, what is announced is
+    /// copied anew.
+    pub(super) async fn note_missing(
+        &mut self,
+        prepared: &Prepared,
+        missing: Missing,
+        written: &mut Written,
+    ) -> Result<()> {
+        let returned = missing.returned();
+        if prepared.part == Part::Whole {
+            written.healed = returned;
+            return Ok(());
+        }
+        self.state
+            .renew_quarantine(&written.refused, &returned)
+            .await?;
+        // The owner does not count them as there before the position says so.
+        self.returned.extend(returned);
+        Ok(())
+    }
+}
+
+/// Whether the change is one of a document that is missing; an insert brings it, and a deletion
+/// ends it.
+fn is_left_out(
+    to: Outlet<'_>,
+    entity: &Entity,
+    missing: &mut Missing,
+    written: &mut Written,
+) -> bool {
+    let key = to.key(entity);
+    let was_missing = missing.now.contains(&key);
+    let is_inserted = matches!(entity.outcome, Outcome::Insert { .. });
+    if is_inserted || matches!(entity.outcome, Outcome::Delete | Outcome::Nothing) {
+        missing.ends(&key, written);
+    }
+    was_missing && !is_inserted
+}
+
+/// Whether the change needs another place, or the source.
+fn is_out_of_order(entity: &Entity, abilities: TargetAbilities) -> bool {
+    entity.outcome.is_asked() || moves(&entity.outcome, abilities)
+}
