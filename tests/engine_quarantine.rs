@@ -314,7 +314,7 @@ async fn a_refused_document_is_not_tried_under_the_name_before_a_rename() {
     assert_eq!(noted(&client).await, 1);
     process.kill().await.unwrap();
 
-    let mut process = manifest.run(&[("MONGOMIRROR_CRASH", "RenameCollection:after")]);
+    let process = manifest.run(&[("MONGOMIRROR_CRASH", "RenameCollection:after")]);
     let rename = doc! {"renameCollection": "shop.orders", "to": "shop.sold"};
     client.database("admin").run_command(rename).await.unwrap();
     eventually("it dies within the rename", async || {
