@@ -5,8 +5,8 @@ mod common;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bson::{Document, doc};
-use common::{assert_equal, caught_up, config, fill, mirroring, run, wait_for};
+use bson::{Document, RawDocumentBuf, doc, rawdoc};
+use common::{assert_equal, caught_up, config, fill, mirroring, run, start, wait_for};
 use futures::TryStreamExt;
 use futures::future::join_all;
 use mongodb::{Client, Database};
@@ -268,4 +268,40 @@ async fn inserts_at_the_same_time_arrive_in_the_order_of_the_oplog() {
         eprintln!("{version}: {elsewhere} places differ on the source itself");
         mirror.stop().await;
     }
+}
+
+/// The older servers end when a pipeline changes such a name; in a capped collection the document
+/// cannot be put anew instead.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_twice_in_a_capped_collection_ends_no_server() {
+    let (set, client) = start(Version::V6_0_5).await;
+    let (source, target) = (client.database("shop"), client.database("shop_backup"));
+    run(
+        &source,
+        doc! {"create": "log", "capped": true, "size": 1 << 20},
+    )
+    .await;
+    let log = source.collection::<RawDocumentBuf>("log");
+    // So long that its changes are logged as such.
+    let text = "x".repeat(500);
+    let twice = |id: i32| rawdoc! {"_id": id, "a": 1, "a": 2, "text": text.as_str()};
+    let below = |id: i32| rawdoc! {"_id": id, "s": twice(id), "text": text.as_str()};
+    log.insert_many([twice(1), below(2)]).await.unwrap();
+    let mirror = MirrorHandle::start(config(&set.uri(), &set.uri(), "shop"));
+    mirroring(&mirror).await;
+    log.insert_many([twice(3), rawdoc! {"_id": 4, "s": 1}])
+        .await
+        .unwrap();
+    let change = async |id: i32, set: Document| {
+        let update = log.update_one(doc! {"_id": id}, doc! {"$set": set});
+        update.await.unwrap();
+        caught_up(&mirror, &client).await;
+    };
+    change(1, doc! {"a": 5, "new": 1}).await;
+    change(2, doc! {"s.a": 5, "s.new": 1}).await;
+    change(3, doc! {"a": 5, "new": 1}).await;
+    change(4, doc! {"s": 2, "new": 1}).await;
+    assert_equal(&source, &target).await;
+    mirror.stop().await;
+    assert!(set.node(0).is_running(), "the server has crashed");
 }

@@ -11,8 +11,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::config::{MirrorConfig, OnHistoryLost};
 use super::error::{Error, Side, code};
 use super::headroom;
-use super::owner::Owner;
-use super::owner::batch_size::BatchSize;
+use super::owner::{Kept, Owner};
 use super::plan::{Rival, prepare};
 use super::progress::{Phase, Problem, Progress};
 use super::request::{Refusal, Request};
@@ -37,10 +36,7 @@ pub struct Before {
     pub resync: bool,
     /// Changes could not be laid over a document that holds one name twice.
     pub careful: bool,
-    /// Whether it has already gone on from a plan.
-    pub has_run: bool,
-    /// What the target manages.
-    batch_size: BatchSize,
+    kept: Kept,
     /// Measures what is left of the source's oplog while the mirror does not run.
     watch: Option<AbortOnDropHandle<()>>,
 }
@@ -117,7 +113,7 @@ impl Before {
         // Documents that are read again are put whatever is there.
         self.careful = error.code() == Some(code::NAME_TWICE) || matches!(error, Error::Unsettled);
         if error.side() == Some(Side::Target) && error.is_too_much() {
-            self.batch_size.failed();
+            self.kept.batch_failed();
         }
         if self.resync {
             Again::Compare
@@ -158,14 +154,13 @@ async fn run_once(
         planned = prepare(config, publish, before) => planned?,
     };
     before.watch = None;
-    before.has_run = true;
     tracing::info!(
         mirror = %config.name,
         epoch = planned.epoch,
         position = %planned.position.time,
         "connected"
     );
-    Owner::new(config, planned, publish, requests, &mut before.batch_size)
+    Owner::new(config, planned, publish, requests, &mut before.kept)
         .run(stop)
         .await
 }

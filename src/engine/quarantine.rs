@@ -77,6 +77,9 @@ pub struct Refused {
     pub collection: String,
     /// What the target's server said.
     pub reason: String,
+    /// It was laid over a state that it did not follow on the source, so the target may well take
+    /// the document.
+    pub is_mixture: bool,
 }
 
 /// All of one mirror.
@@ -299,6 +302,7 @@ mod tests {
             at: AT,
             collection: "orders".into(),
             reason: "no".into(),
+            is_mixture: false,
         }
     }
 

@@ -6,8 +6,9 @@
 
 use std::collections::HashMap;
 
-use bson::{RawDocumentBuf, rawdoc};
+use bson::{RawDocument, RawDocumentBuf, rawdoc};
 use futures::StreamExt;
+use mongodb::raw_batch_cursor::RawBatch;
 use mongodb::{ClientSession, Database};
 
 use super::bson::encode::Encoder;
@@ -178,15 +179,7 @@ pub async fn there(
             Ok(batches)
         };
         for batch in within(Side::Target, doing, COMMAND_LIMIT, exchange).await? {
-            for document in batch
-                .doc_slices()
-                .ok()
-                .into_iter()
-                .flat_map(|all| all.into_iter().flatten())
-            {
-                let Some(document) = document.as_document() else {
-                    continue;
-                };
+            for document in documents(&batch) {
                 if let Some(id) = find(document.as_bytes(), b"_id") {
                     found.insert(Value::of(id), document.as_bytes().to_vec());
                 }
@@ -194,6 +187,40 @@ pub async fn there(
         }
     }
     Ok(found)
+}
+
+/// Whether any of the documents that the target holds of these keys now is such a one. Outside of
+/// transactions, which capped collections cannot be read in at one time.
+///
+/// # Errors
+/// What the exchange met.
+pub async fn is_any(
+    target: &Database,
+    collection: &str,
+    keys: &[&Value],
+    is_it: impl Fn(&RawDocument) -> bool,
+) -> Result<bool> {
+    for chunk in keys.chunks(KEYS) {
+        let command = rawdoc! {"find": collection, "filter": filter(chunk)};
+        let read = target.run_raw_cursor_command(command).batch_size(REPLY);
+        let doing = "read documents of a capped collection";
+        let mut cursor = within(Side::Target, doing, COMMAND_LIMIT, read.batch()).await?;
+        loop {
+            let more = async { cursor.next().await.transpose() };
+            match within(Side::Target, doing, COMMAND_LIMIT, more).await? {
+                Some(batch) if documents(&batch).any(&is_it) => return Ok(true),
+                Some(_) => {}
+                None => break,
+            }
+        }
+    }
+    Ok(false)
+}
+
+fn documents(batch: &RawBatch) -> impl Iterator<Item = &RawDocument> {
+    let all = batch.doc_slices().ok().into_iter();
+    let all = all.flat_map(|all| all.into_iter().flatten());
+    all.filter_map(|value| value.as_document())
 }
 
 /// `{_id: {$in: […]}}`.

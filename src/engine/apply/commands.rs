@@ -277,6 +277,25 @@ pub fn after_insert<'a>(
     commands
 }
 
+/// Changes nothing, and finds the document if it is there.
+pub fn touch(collection: Place<'_>, id: &Value, abilities: TargetAbilities) -> Vec<Command> {
+    let mut commands = Vec::new();
+    let mut updates = Builder::new("update", "updates", collection, abilities);
+    updates.statement(id.bytes.len() + 64, &mut commands, |encoder, index| {
+        let statement = encoder.begin_element(index);
+        let query = encoder.begin_document("q");
+        encoder.raw(id.kind, b"_id", &id.bytes);
+        encoder.end(query);
+        let update = encoder.begin_document("u");
+        let set = encoder.begin_document("$set");
+        encoder.end(set);
+        encoder.end(update);
+        encoder.end(statement);
+    });
+    updates.flush(&mut commands);
+    commands
+}
+
 /// One statement that removes the document, if it is there.
 pub fn remove<'a>(
     collection: impl Into<Place<'a>>,

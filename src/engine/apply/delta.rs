@@ -7,7 +7,7 @@
 //! it. Everything else is left to the server's own interpreter of such diffs.
 
 use crate::engine::bson::encode::Encoder;
-use crate::engine::bson::scan::{Element, Elements, find, kind};
+use crate::engine::bson::scan::{Element, Elements, find, has_name_twice, kind};
 
 /// Paths in one plain form; more than that is rare, and merging is quadratic.
 const MOST_PATHS: usize = 48;
@@ -79,6 +79,23 @@ impl Deltas {
     /// No updates at all.
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
+    }
+
+    /// Whether a step is a pipeline.
+    pub fn has_pipeline(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Raw(_)))
+    }
+
+    /// Whether what they write holds one name twice.
+    pub fn has_name_twice(&self) -> bool {
+        self.steps.iter().any(|step| match step {
+            Step::Raw(stages) => stages.iter().any(|stage| has_name_twice(stage)),
+            Step::Plain(plain) => plain.paths.iter().any(|(_, set)| {
+                let set = set.as_ref();
+                let set = set.filter(|set| matches!(set.kind, kind::DOCUMENT | kind::ARRAY));
+                set.is_some_and(|set| has_name_twice(&set.value))
+            }),
+        })
     }
 
     /// How many statements [`Self::encode`] writes.

@@ -6,14 +6,18 @@
 
 use std::collections::HashSet;
 
-use super::commands::{Command, encode_first, encode_last, moves, remove};
+use bson::RawDocument;
+
+use super::commands::{Command, encode_first, encode_last, moves, remove, touch};
 use super::gather::{Entity, Outcome};
 use super::outside::{Outlet, Ran, out_of_order};
 use super::stepping::Steps;
 use super::writer::{Part, Prepared, Writer, Written};
+use crate::engine::bson::scan::has_name_twice;
 use crate::engine::connection::probe::TargetAbilities;
-use crate::engine::error::{Error, Result};
+use crate::engine::error::{Error, Result, code};
 use crate::engine::quarantine::Key;
+use crate::engine::repair::is_any;
 use crate::engine::state::Way;
 
 /// Documents of capped collections that the target lacks because it refused them.
@@ -34,17 +38,6 @@ impl Missing {
     /// What is gone on the source, or there again.
     pub(super) fn returned(self) -> Vec<Key> {
         self.before.difference(&self.now).cloned().collect()
-    }
-
-    fn refuse(
-        &mut self,
-        to: Outlet<'_>,
-        entity: &Entity,
-        error: &Error,
-        written: &mut Written,
-    ) -> Result<()> {
-        self.now.insert(to.key(entity));
-        to.refuse(&entity.id, error, written)
     }
 
     fn ends(&mut self, key: &Key, written: &mut Written) {
@@ -71,11 +64,14 @@ impl Writer {
             if is_left_out(to, entity, missing, written) {
                 continue;
             }
-            if entity.outcome == Outcome::Delete {
-                gone.push(*entity);
-            } else {
-                kept.push(*entity);
+            match entity.outcome {
+                Outcome::Delete => gone.push(*entity),
+                Outcome::Nothing => {}
+                _ => kept.push(*entity),
             }
+        }
+        if self.meets_name_twice(to, &kept).await? {
+            return Err(out_of_order());
         }
         let (place, abilities) = (to.place, self.abilities);
         for command in encode_first(place, gone.into_iter(), abilities) {
@@ -94,7 +90,8 @@ impl Writer {
     }
 
     /// A change that the copy may hold already: an insert does not move what is there, and what is
-    /// gone stays gone.
+    /// gone stays gone. What is missing was refused where the copy had read it, so that an insert
+    /// would put it elsewhere.
     pub(super) async fn write_in_window(
         &self,
         to: Outlet<'_>,
@@ -105,22 +102,83 @@ impl Writer {
         if to.named.way != Way::InOrder || is_out_of_order(entity, self.abilities) {
             return Err(out_of_order());
         }
-        if is_left_out(to, entity, missing, written) {
+        let is_inserted = matches!(entity.outcome, Outcome::Insert { .. });
+        let is_missing = missing.now.contains(&to.key(entity));
+        if is_missing && is_inserted || is_left_out(to, entity, missing, written) {
             return Ok(());
+        }
+        if self.meets_name_twice(to, &[entity]).await? {
+            return Err(out_of_order());
         }
         let (place, one) = (to.place, std::iter::once(entity));
         let first = encode_first(place, one.clone(), self.abilities);
         let last = encode_last(place, one, self.abilities);
         for command in first.into_iter().chain(last) {
-            match self.run_outside(&command, written).await? {
-                Ran::Refused(error) => {
-                    self.set_aside(to, entity, &error, missing, written).await?;
-                    break;
+            let error = match self.run_outside(&command, written).await? {
+                Ran::AsExpected | Ran::Otherwise => continue,
+                Ran::Refused(error) => error,
+                // The copy is newer than the change.
+                Ran::Hindered(error) if error.code() == Some(code::PATH_NOT_VIABLE) => continue,
+                Ran::Hindered(error) if is_inserted => {
+                    if self.is_there(to, entity, written).await? {
+                        continue;
+                    }
+                    // A unique key that the source does not have.
+                    error
                 }
-                Ran::AsExpected | Ran::Otherwise | Ran::Hindered(_) => {}
+                Ran::Hindered(_) => return Err(out_of_order()),
+            };
+            self.set_aside(to, entity, &error, missing, written).await?;
+            if !is_inserted && let Some(refused) = written.refused.last_mut() {
+                // An earlier change laid over a later state: perhaps nobody ever had that.
+                refused.is_mixture = true;
             }
+            break;
         }
         Ok(())
+    }
+
+    async fn is_there(
+        &self,
+        to: Outlet<'_>,
+        entity: &Entity,
+        written: &mut Written,
+    ) -> Result<bool> {
+        for command in touch(to.place, &entity.id, self.abilities) {
+            if !matches!(self.run_outside(&command, written).await?, Ran::AsExpected) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether a pipeline would meet a document that holds one name twice, which ends servers that
+    /// do not survive that (`facts` mongodb 3.4).
+    async fn meets_name_twice(&self, to: Outlet<'_>, entities: &[&Entity]) -> Result<bool> {
+        if self.abilities.survives_duplicate_names() {
+            return Ok(false);
+        }
+        let mut unknown = Vec::new();
+        for entity in entities {
+            let (Outcome::Insert { deltas, .. }
+            | Outcome::Replace { deltas, .. }
+            | Outcome::Update(deltas)) = &entity.outcome
+            else {
+                continue;
+            };
+            if !deltas.has_pipeline() {
+                continue;
+            }
+            if deltas.has_name_twice() || entity.document().is_some_and(has_name_twice) {
+                return Ok(true);
+            }
+            if entity.document().is_none() {
+                unknown.push(&entity.id);
+            }
+        }
+        let (target, name) = (&self.target.db, to.place.name);
+        let is_twice = |document: &RawDocument| has_name_twice(document.as_bytes());
+        is_any(target, name, &unknown, is_twice).await
     }
 
     /// Runs the commands for these changes, in order, and steps over what is refused.
@@ -173,7 +231,8 @@ impl Writer {
         for command in remove(to.place, &entity.id, self.abilities) {
             self.run_outside(&command, written).await?;
         }
-        missing.refuse(to, entity, error, written)
+        missing.now.insert(to.key(entity));
+        to.refuse(&entity.id, error, written)
     }
 
     /// What is remembered of documents of capped collections. Within a large transaction, the

@@ -190,6 +190,27 @@ pub fn shape(document: &[u8]) -> Shape {
     shape
 }
 
+/// Whether a name is there twice, at the top or further down.
+pub fn has_name_twice(document: &[u8]) -> bool {
+    let mut left = vec![(document, true)];
+    while let Some((document, is_named)) = left.pop() {
+        let mut names = Vec::new();
+        for element in Elements::new(document).map_while(Result::ok) {
+            names.push(element.name);
+            match element.kind {
+                kind::DOCUMENT => left.push((element.value, true)),
+                kind::ARRAY => left.push((element.value, false)),
+                _ => {}
+            }
+        }
+        names.sort_unstable();
+        if is_named && names.windows(2).any(|pair| pair[0] == pair[1]) {
+            return true;
+        }
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -215,6 +236,16 @@ mod tests {
             .collect();
         assert_eq!(names, document.keys().cloned().collect::<Vec<_>>());
         assert_eq!(find(&bytes, b"last").unwrap().as_str(), Some("end"));
+    }
+
+    #[test]
+    fn a_name_twice_is_found_wherever_it_is() {
+        let twice = rawdoc! {"a": 1, "b": 2, "a": 3};
+        assert!(has_name_twice(twice.as_bytes()));
+        let within = rawdoc! {"a": 1, "b": {"c": [1, {"d": twice}]}};
+        assert!(has_name_twice(within.as_bytes()));
+        let once = rawdoc! {"a": {"a": 1}, "b": [{"a": 1}, {"a": 1}]};
+        assert!(!has_name_twice(once.as_bytes()));
     }
 
     #[test]

@@ -230,6 +230,7 @@ impl Lane {
                         at,
                         collection: job.name.clone(),
                         reason: error.to_string(),
+                        is_mixture: false,
                     });
                     job.room.check(&refused)?;
                 }

@@ -84,6 +84,7 @@ impl Owner<'_> {
         let on_its_way = self.in_flight.as_ref();
         let on_its_way = on_its_way.and_then(|it| it.repairing.as_ref());
         let goes_on = on_its_way.is_some_and(|it| !it.left.is_empty());
+        let goes_on = goes_on || self.to_repair.is_some();
         self.hold.is_some() || self.repairing.is_some() || goes_on
     }
 
@@ -117,7 +118,7 @@ impl Owner<'_> {
             return;
         }
         let home = self.home(collection);
-        let now = repairing.left.len().min(self.batch_size.documents());
+        let now = repairing.left.len().min(self.room_in_batch());
         for key in repairing.left.drain(..now) {
             self.gather.reconcile(home, &key);
         }
@@ -131,6 +132,16 @@ impl Owner<'_> {
             // Whoever asked may be gone.
             let _ = repairing.done.send(repairing.sum);
         } else {
+            self.to_repair = Some(repairing);
+        }
+    }
+
+    /// The next ones join a batch, but not one of the pieces of a transaction.
+    pub(super) fn go_on_repairing(&mut self) {
+        if self.in_pieces {
+            return;
+        }
+        if let Some(repairing) = self.to_repair.take() {
             self.repair(repairing);
         }
     }

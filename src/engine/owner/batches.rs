@@ -96,8 +96,15 @@ impl Owner<'_> {
         Ok(())
     }
 
+    /// How many documents may still join the batch: one always may, or a busy source would keep
+    /// them out for ever.
+    pub(super) fn room_in_batch(&self) -> usize {
+        let most = self.kept.batch_size.documents();
+        most.saturating_sub(self.gather.documents()).max(1)
+    }
+
     pub(super) fn is_full(&self) -> bool {
-        self.gather.documents() >= self.batch_size.documents()
+        self.gather.documents() >= self.kept.batch_size.documents()
             || self.gather.bytes() >= self.share(EIGHTHS.1)
     }
 
@@ -316,12 +323,13 @@ impl Owner<'_> {
             self.relaxed(collection);
         }
         self.note_refused(written.refused, &written.healed);
+        self.go_on_repairing();
         match in_flight.part {
             Part::More => return Ok(()),
             Part::Last => self.plan.careful = false,
             Part::Whole => {
                 self.plan.careful &= !self.monitor.is_caught_up();
-                self.batch_size.managed();
+                self.kept.batch_size.managed();
             }
         }
         self.checkpointed = Instant::now();

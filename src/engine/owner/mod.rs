@@ -6,7 +6,7 @@
 
 pub mod asking;
 mod barrier;
-pub mod batch_size;
+mod batch_size;
 mod batches;
 mod copying;
 mod indexes;
@@ -82,6 +82,23 @@ enum Pause {
     Hold,
 }
 
+/// What one run of a process hands on to the next.
+#[derive(Default, Debug)]
+pub struct Kept {
+    /// How large a batch may be.
+    batch_size: BatchSize,
+    /// What the target refused before was tried again: somebody may have started the process for
+    /// that.
+    has_retried: bool,
+}
+
+impl Kept {
+    /// The target did not manage a batch.
+    pub fn batch_failed(&mut self) {
+        self.batch_size.failed();
+    }
+}
+
 /// A running mirror.
 pub struct Owner<'a> {
     config: &'a MirrorConfig,
@@ -93,7 +110,7 @@ pub struct Owner<'a> {
 
     /// The batch being gathered, and where the mirror stands after it.
     gather: Batch,
-    batch_size: &'a mut BatchSize,
+    kept: &'a mut Kept,
     position: Position,
     /// The source transaction that the batch ends in the middle of.
     open: Option<Transaction>,
@@ -136,6 +153,7 @@ pub struct Owner<'a> {
     asks: (mpsc::Sender<Ask>, mpsc::Receiver<Ask>),
     hold: Option<AtRest>,
     repairing: Option<Repairing>,
+    to_repair: Option<Repairing>,
 
     /// What users ask for.
     requests: &'a mut mpsc::Receiver<Request>,
@@ -194,7 +212,7 @@ impl<'a> Owner<'a> {
         mut plan: Planned,
         publish: &'a watch::Sender<Progress>,
         requests: &'a mut mpsc::Receiver<Request>,
-        batch_size: &'a mut BatchSize,
+        kept: &'a mut Kept,
     ) -> Self {
         let mut sessions = std::mem::take(&mut plan.sessions);
         let writer = Writer {
@@ -220,7 +238,7 @@ impl<'a> Owner<'a> {
         let now = Instant::now();
         let catalog = &plan.catalog;
         let least = |uuid: Uuid| {
-            let goes_on = catalog.find(&uuid).filter(|_| !plan.is_first_run);
+            let goes_on = catalog.find(&uuid).filter(|_| kept.has_retried);
             goes_on.map_or(Duration::ZERO, |it| {
                 quarantine::least_pause(catalog.get(it).entry.way())
             })
@@ -243,7 +261,7 @@ impl<'a> Owner<'a> {
             logged: (now, progress.clone()),
             progress,
             gather: Batch::default(),
-            batch_size,
+            kept,
             // A position beside a command may be within a transaction.
             open: plan.in_command.then(Transaction::unknown),
             in_pieces: false,
@@ -269,6 +287,7 @@ impl<'a> Owner<'a> {
             asks: mpsc::channel(1),
             hold: None,
             repairing: None,
+            to_repair: None,
             requests,
             syncs: JoinSet::new(),
             verifications: JoinSet::new(),

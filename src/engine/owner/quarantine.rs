@@ -17,6 +17,9 @@ use crate::engine::quarantine::{Key, Refused};
 use crate::engine::state::Way;
 use crate::engine::stream::event::Uuid;
 
+/// Pause before a capped collection is copied anew for what may have been refused by chance.
+const MIXTURE: Duration = Duration::from_secs(60);
+
 /// Shortest pause before a document is tried again. A capped collection has to be copied anew for
 /// that, and all of the mirror is compared then.
 pub(super) fn least_pause(way: Way) -> Duration {
@@ -79,13 +82,16 @@ impl Owner<'_> {
     pub(super) fn retry_quarantined(&mut self) {
         // While a command that an earlier process began is still to come, names are not certain.
         let is_settled = !self.plan.in_command && !self.in_pieces && !self.is_asked();
-        if self.quarantine.is_empty() || !is_settled {
+        if !is_settled {
+            return;
+        }
+        self.kept.has_retried = true;
+        if self.quarantine.is_empty() {
             return;
         }
         let mut gone = Vec::new();
         let mut anew = None;
-        let most = self.batch_size.documents();
-        let most = most.saturating_sub(self.gather.documents());
+        let most = self.room_in_batch();
         let due = self
             .quarantine
             .due(self.position.time, most, Instant::now());
@@ -133,7 +139,11 @@ impl Owner<'_> {
             let key = refused.key.clone();
             let collection = self.plan.catalog.find(&key.0);
             let home = collection.map(|collection| self.home(collection));
-            let least = home.map_or(Duration::ZERO, |home| least_pause(home.way));
+            let least = match home {
+                Some(_) if refused.is_mixture => MIXTURE,
+                Some(home) => least_pause(home.way),
+                None => Duration::ZERO,
+            };
             self.quarantine.note(refused, least, now, time);
             // Its events in the batch that is being gathered were laid over what is not there. Of a
             // capped collection the writer leaves them out.

@@ -177,6 +177,8 @@ impl Owner<'_> {
     pub(super) fn requested(&mut self, request: Request) {
         match request {
             Request::Verify { done } if self.progress.phase == Phase::Mirroring => {
+                // Who hung up is forgotten when the next one asks.
+                self.verify_waiting.retain(|waiting| !waiting.is_closed());
                 self.verify_waiting.push(done);
             }
             Request::Verify { done } => drop(done.send(Err(Refusal::NotMirroring))),

@@ -57,9 +57,6 @@ pub struct Planned {
     /// Changed documents are read again up to the end of the next transaction that is written in
     /// pieces, or until the mirror has caught up: its changes could not be laid over what is there.
     pub careful: bool,
-    /// This process runs the mirror for the first time: somebody may have started it to have what
-    /// the target refused tried again.
-    pub is_first_run: bool,
     /// What the source shows.
     pub flags: Flags,
     /// The collections.
@@ -172,7 +169,6 @@ pub async fn prepare(
         state,
         abilities,
         careful: known.careful,
-        is_first_run: !known.has_run,
         flags,
         catalog: Catalog::default(),
         ranges: HashMap::new(),
