@@ -250,9 +250,18 @@ async fn what_is_refused_while_a_capped_collection_is_copied_begins_no_run_anew(
         _ => doc! {"_id": n, "text": "x".repeat(500)},
     });
     log.insert_many(fill).await.unwrap();
+    // Long, so that its changes are logged as such.
+    let last = doc! {"_id": "last", "o": {"x": 0}, "b": 0, "text": "x".repeat(2000)};
+    log.insert_one(last).await.unwrap();
     let stop = CancellationToken::new();
     let queue = tokio::spawn(used_as_a_queue(log.clone(), stop.clone()));
     let mirror = MirrorHandle::start(config(&old.uri(), &new.uri(), "shop"));
+    wait_for(&mirror, "copying", |now| !now.quarantine.is_empty()).await;
+    // The copy meets the last of these, and then the others are laid over that.
+    for set in [doc! {"b": 4}, doc! {"o.x": 1, "b": 5}, doc! {"o": 3}] {
+        let changed = log.update_one(doc! {"_id": "last"}, doc! {"$set": set});
+        assert_eq!(changed.await.unwrap().modified_count, 1);
+    }
     wait_for(&mirror, "copied", |now| now.phase == Phase::Mirroring).await;
     let begun = epoch(&to).await;
     stop.cancel();

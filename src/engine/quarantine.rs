@@ -77,9 +77,9 @@ pub struct Refused {
     pub collection: String,
     /// What the target's server said.
     pub reason: String,
-    /// It was laid over a state that it did not follow on the source, so the target may well take
-    /// the document.
-    pub is_mixture: bool,
+    /// It was a change that cannot be made there, or was laid over a state that it did not follow on
+    /// the source; the target may well take the document as such.
+    pub is_only_here: bool,
 }
 
 /// All of one mirror.
@@ -302,7 +302,7 @@ mod tests {
             at: AT,
             collection: "orders".into(),
             reason: "no".into(),
-            is_mixture: false,
+            is_only_here: false,
         }
     }
 

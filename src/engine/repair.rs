@@ -4,7 +4,7 @@
 //! hold. Where the source no longer keeps that state (five minutes by default, `facts` mongodb
 //! 6.17), they are read as of a later time, and the caller must remember that they are ahead.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bson::{RawDocument, RawDocumentBuf, rawdoc};
 use futures::StreamExt;
@@ -189,17 +189,18 @@ pub async fn there(
     Ok(found)
 }
 
-/// Whether any of the documents that the target holds of these keys now is such a one. Outside of
+/// Which of the documents that the target holds of these keys now are such ones. Outside of
 /// transactions, which capped collections cannot be read in at one time.
 ///
 /// # Errors
 /// What the exchange met.
-pub async fn is_any(
+pub async fn which(
     target: &Database,
     collection: &str,
     keys: &[&Value],
     is_it: impl Fn(&RawDocument) -> bool,
-) -> Result<bool> {
+) -> Result<HashSet<Value>> {
+    let mut which = HashSet::new();
     for chunk in keys.chunks(KEYS) {
         let command = rawdoc! {"find": collection, "filter": filter(chunk)};
         let read = target.run_raw_cursor_command(command).batch_size(REPLY);
@@ -208,13 +209,16 @@ pub async fn is_any(
         loop {
             let more = async { cursor.next().await.transpose() };
             match within(Side::Target, doing, COMMAND_LIMIT, more).await? {
-                Some(batch) if documents(&batch).any(&is_it) => return Ok(true),
-                Some(_) => {}
+                Some(batch) => {
+                    let such = documents(&batch).filter(|document| is_it(document));
+                    let ids = such.filter_map(|document| find(document.as_bytes(), b"_id"));
+                    which.extend(ids.map(Value::of));
+                }
                 None => break,
             }
         }
     }
-    Ok(false)
+    Ok(which)
 }
 
 fn documents(batch: &RawBatch) -> impl Iterator<Item = &RawDocument> {

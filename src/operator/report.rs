@@ -574,7 +574,7 @@ mod tests {
             at: ClusterTime::ZERO,
             collection: "orders".into(),
             reason: "cannot index parallel arrays (171)".into(),
-            is_mixture: false,
+            is_only_here: false,
         };
         quarantine.note(refused, Duration::ZERO, tokio::time::Instant::now(), now());
         let progress = progress::Progress {

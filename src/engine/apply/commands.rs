@@ -6,7 +6,7 @@ use super::delta::{Deltas, harmless};
 use super::gather::{CollectionIndex, Entity, Outcome};
 use crate::engine::bson::encode::{Encoder, Open};
 use crate::engine::bson::order::Value;
-use crate::engine::bson::scan::{Elements, find, is_empty_timestamp, kind, shape};
+use crate::engine::bson::scan::{Elements, find, has_name_twice, is_empty_timestamp, kind, shape};
 use crate::engine::connection::probe::TargetAbilities;
 use crate::engine::stream::event::Uuid;
 
@@ -103,11 +103,12 @@ fn form_of_insert(document: &[u8], abilities: TargetAbilities) -> Form {
     if abilities.keeps_empty_timestamps {
         return Form::Classic;
     }
-    let shape = shape(document);
-    match (shape.empty_timestamp, shape.duplicate_name) {
-        (false, _) => Form::Classic,
-        (true, false) if !is_restorable(document) => Form::Literal,
-        (true, _) => Form::Restored,
+    if !shape(document).empty_timestamp {
+        Form::Classic
+    } else if is_restorable(document) || has_name_twice(document) {
+        Form::Restored
+    } else {
+        Form::Literal
     }
 }
 

@@ -52,6 +52,13 @@ impl Deltas {
         if let Some(more) = self.push_plain(raw_update) {
             return more;
         }
+        self.push_raw(raw_update)
+    }
+
+    /// As [`Self::push`], but left to the server's interpreter. That one may be given a document
+    /// which is later than the change: what does not fit there was changed once more, and it does
+    /// all the rest (seen on 6.0.5 and 6.0.27; servers recover by it).
+    pub fn push_raw(&mut self, raw_update: &[u8]) -> usize {
         match self.steps.last_mut() {
             Some(Step::Raw(stages)) if has_room(stages, raw_update) => {
                 stages.push(raw_update.to_vec());

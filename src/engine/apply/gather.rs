@@ -81,6 +81,8 @@ pub enum Form {
     Documents,
     /// Every document is read again: the target may hold a later state of it than its events.
     ReadAgain,
+    /// Each as it is, and may be laid over a later state.
+    OverLater,
 }
 
 /// One document of a batch.
@@ -244,7 +246,8 @@ impl Batch {
     pub fn add_to_window(&mut self, home: Home, event: &Event<'_>) -> Result<(), &'static str> {
         self.counts.note(event.operation);
         let mut one = Documents::default();
-        one.add(home, event)?;
+        let form = Form::OverLater;
+        one.add(Home { form, ..home }, event)?;
         self.in_order.bytes += one.bytes;
         self.window.extend(one.entities);
         Ok(())
@@ -356,7 +359,7 @@ impl Documents {
             }
             Operation::Delete => self.set(collection, id, None),
             Operation::Update => match event.raw_update {
-                Some(raw) if matches!(home.form, Form::Deltas | Form::PlainDeltas) => {
+                Some(raw) if !matches!(home.form, Form::Documents | Form::ReadAgain) => {
                     self.update(home, id, raw);
                 }
                 _ => self.refetch(collection, id),
@@ -456,6 +459,8 @@ impl Documents {
             | Outcome::Update(deltas) => {
                 if home.form == Form::Deltas {
                     deltas.push(raw)
+                } else if home.form == Form::OverLater {
+                    deltas.push_raw(raw)
                 } else if let Some(more) = deltas.push_plain(raw) {
                     more
                 } else {

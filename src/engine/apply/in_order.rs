@@ -13,11 +13,12 @@ use super::gather::{Entity, Outcome};
 use super::outside::{Outlet, Ran, out_of_order};
 use super::stepping::Steps;
 use super::writer::{Part, Prepared, Writer, Written};
+use crate::engine::bson::order::Value;
 use crate::engine::bson::scan::has_name_twice;
 use crate::engine::connection::probe::TargetAbilities;
-use crate::engine::error::{Error, Result, code};
+use crate::engine::error::{Error, Result, Side, code};
 use crate::engine::quarantine::Key;
-use crate::engine::repair::is_any;
+use crate::engine::repair::which;
 use crate::engine::state::Way;
 
 /// Documents of capped collections that the target lacks because it refused them.
@@ -70,8 +71,10 @@ impl Writer {
                 _ => kept.push(*entity),
             }
         }
-        if self.meets_name_twice(to, &kept).await? {
-            return Err(out_of_order());
+        let twice = self.would_meet_name_twice(to, &kept).await?;
+        for entity in kept.extract_if(.., |entity| twice.contains(&entity.id)) {
+            self.set_aside(to, entity, (&name_twice(), true), missing, written)
+                .await?;
         }
         let (place, abilities) = (to.place, self.abilities);
         for command in encode_first(place, gone.into_iter(), abilities) {
@@ -107,33 +110,27 @@ impl Writer {
         if is_missing && is_inserted || is_left_out(to, entity, missing, written) {
             return Ok(());
         }
-        if self.meets_name_twice(to, &[entity]).await? {
-            return Err(out_of_order());
+        let twice = self.would_meet_name_twice(to, &[entity]).await?;
+        if !twice.is_empty() {
+            return self
+                .set_aside(to, entity, (&name_twice(), true), missing, written)
+                .await;
         }
         let (place, one) = (to.place, std::iter::once(entity));
         let first = encode_first(place, one.clone(), self.abilities);
         let last = encode_last(place, one, self.abilities);
         for command in first.into_iter().chain(last) {
-            let error = match self.run_outside(&command, written).await? {
-                Ran::AsExpected | Ran::Otherwise => continue,
-                Ran::Refused(error) => error,
-                // The copy is newer than the change.
-                Ran::Hindered(error) if error.code() == Some(code::PATH_NOT_VIABLE) => continue,
-                Ran::Hindered(error) if is_inserted => {
-                    if self.is_there(to, entity, written).await? {
-                        continue;
-                    }
-                    // A unique key that the source does not have.
-                    error
+            match self.run_outside(&command, written).await? {
+                Ran::AsExpected | Ran::Otherwise => {}
+                Ran::Hindered(_) if is_inserted && self.is_there(to, entity, written).await? => {
+                    return Ok(());
                 }
-                Ran::Hindered(_) => return Err(out_of_order()),
-            };
-            self.set_aside(to, entity, &error, missing, written).await?;
-            if !is_inserted && let Some(refused) = written.refused.last_mut() {
-                // An earlier change laid over a later state: perhaps nobody ever had that.
-                refused.is_mixture = true;
+                // Of a change that was laid over a later state: perhaps nobody ever had that.
+                Ran::Refused(error) | Ran::Hindered(error) => {
+                    let refusal = (&error, !is_inserted);
+                    return self.set_aside(to, entity, refusal, missing, written).await;
+                }
             }
-            break;
         }
         Ok(())
     }
@@ -152,11 +149,16 @@ impl Writer {
         Ok(true)
     }
 
-    /// Whether a pipeline would meet a document that holds one name twice, which ends servers that
-    /// do not survive that (`facts` mongodb 3.4).
-    async fn meets_name_twice(&self, to: Outlet<'_>, entities: &[&Entity]) -> Result<bool> {
+    /// Where a pipeline would meet a document that holds one name twice, which ends servers that do
+    /// not survive that (`facts` mongodb 3.4).
+    async fn would_meet_name_twice(
+        &self,
+        to: Outlet<'_>,
+        entities: &[&Entity],
+    ) -> Result<HashSet<Value>> {
+        let mut twice = HashSet::new();
         if self.abilities.survives_duplicate_names() {
-            return Ok(false);
+            return Ok(twice);
         }
         let mut unknown = Vec::new();
         for entity in entities {
@@ -170,15 +172,15 @@ impl Writer {
                 continue;
             }
             if deltas.has_name_twice() || entity.document().is_some_and(has_name_twice) {
-                return Ok(true);
-            }
-            if entity.document().is_none() {
+                twice.insert(entity.id.clone());
+            } else if entity.document().is_none() {
                 unknown.push(&entity.id);
             }
         }
         let (target, name) = (&self.target.db, to.place.name);
         let is_twice = |document: &RawDocument| has_name_twice(document.as_bytes());
-        is_any(target, name, &unknown, is_twice).await
+        twice.extend(which(target, name, &unknown, is_twice).await?);
+        Ok(twice)
     }
 
     /// Runs the commands for these changes, in order, and steps over what is refused.
@@ -194,9 +196,11 @@ impl Writer {
         'sent: while let Some(sent) = steps.next() {
             let sent = &entities[sent];
             for command in encode(sent) {
-                let error = match self.run_outside(&command, written).await? {
+                let (error, is_only_here) = match self.run_outside(&command, written).await? {
                     Ran::AsExpected => continue,
-                    Ran::Refused(error) => error,
+                    Ran::Refused(error) => (error, false),
+                    // It cannot be changed in its place, but copied.
+                    Ran::Hindered(error) if error.code() == Some(code::NAME_TWICE) => (error, true),
                     Ran::Otherwise | Ran::Hindered(_) => return Err(out_of_order()),
                 };
                 let of = |statement: usize| {
@@ -209,7 +213,8 @@ impl Writer {
                 // The commands before this one are carried out.
                 let refused = error.statement().map(of).transpose()?;
                 if let Some(one) = steps.refused(of(0)?, refused) {
-                    self.set_aside(to, entities[one], &error, missing, written)
+                    let refusal = (&error, is_only_here);
+                    self.set_aside(to, entities[one], refusal, missing, written)
                         .await?;
                 }
                 continue 'sent;
@@ -219,12 +224,13 @@ impl Writer {
         Ok(())
     }
 
-    /// The document is not as it should be, and cannot become so in its place.
+    /// The document is not as it should be, and cannot become so in its place. What is refused only
+    /// as it is met here comes back with the next copy.
     async fn set_aside(
         &self,
         to: Outlet<'_>,
         entity: &Entity,
-        error: &Error,
+        (error, is_only_here): (&Error, bool),
         missing: &mut Missing,
         written: &mut Written,
     ) -> Result<()> {
@@ -232,7 +238,11 @@ impl Writer {
             self.run_outside(&command, written).await?;
         }
         missing.now.insert(to.key(entity));
-        to.refuse(&entity.id, error, written)
+        to.refuse(&entity.id, error, written)?;
+        if let Some(refused) = written.refused.last_mut() {
+            refused.is_only_here = is_only_here;
+        }
+        Ok(())
     }
 
     /// What is remembered of documents of capped collections. Within a large transaction, the
@@ -255,6 +265,14 @@ impl Writer {
         // The owner does not count them as there before the position says so.
         self.returned.extend(returned);
         Ok(())
+    }
+}
+
+fn name_twice() -> Error {
+    Error::Reply {
+        side: Side::Target,
+        doing: "change a document of a capped collection",
+        what: "it holds one name twice, which would end a server of this version".into(),
     }
 }
 

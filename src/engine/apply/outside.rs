@@ -227,7 +227,7 @@ impl<'a> Outlet<'a> {
             at: self.prepared.position.time,
             collection: self.named.name.clone(),
             reason: error.to_string(),
-            is_mixture: false,
+            is_only_here: false,
         });
         self.prepared.room.check(&written.refused)
     }

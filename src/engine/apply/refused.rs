@@ -151,7 +151,7 @@ impl Search<'_> {
                     at: self.at,
                     collection: name.to_owned(),
                     reason,
-                    is_mixture: false,
+                    is_only_here: false,
                 }),
                 // Behind what is in the way there may be one that is refused.
                 (Tried::Refused(_) | Tried::Hindered, _) => {

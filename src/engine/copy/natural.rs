@@ -230,7 +230,7 @@ impl Lane {
                         at,
                         collection: job.name.clone(),
                         reason: error.to_string(),
-                        is_mixture: false,
+                        is_only_here: false,
                     });
                     job.room.check(&refused)?;
                 }

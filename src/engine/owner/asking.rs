@@ -136,7 +136,8 @@ impl Owner<'_> {
         }
     }
 
-    /// The next ones join a batch, but not one of the pieces of a transaction.
+    /// The next ones join a batch, but not a further piece of a transaction: of what they are read
+    /// as, its changes would follow.
     pub(super) fn go_on_repairing(&mut self) {
         if self.in_pieces {
             return;

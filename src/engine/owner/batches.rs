@@ -96,11 +96,11 @@ impl Owner<'_> {
         Ok(())
     }
 
-    /// How many documents may still join the batch: one always may, or a busy source would keep
-    /// them out for ever.
+    /// How many documents may still join the batch. A busy source does not keep all of them out.
     pub(super) fn room_in_batch(&self) -> usize {
         let most = self.kept.batch_size.documents();
-        most.saturating_sub(self.gather.documents()).max(1)
+        let left = most.saturating_sub(self.gather.documents());
+        left.max(most / 8).max(1)
     }
 
     pub(super) fn is_full(&self) -> bool {

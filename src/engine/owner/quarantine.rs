@@ -17,8 +17,8 @@ use crate::engine::quarantine::{Key, Refused};
 use crate::engine::state::Way;
 use crate::engine::stream::event::Uuid;
 
-/// Pause before a capped collection is copied anew for what may have been refused by chance.
-const MIXTURE: Duration = Duration::from_secs(60);
+/// Pause before a capped collection is copied anew for what a copy may well bring.
+const SOON: Duration = Duration::from_secs(60);
 
 /// Shortest pause before a document is tried again. A capped collection has to be copied anew for
 /// that, and all of the mirror is compared then.
@@ -140,7 +140,7 @@ impl Owner<'_> {
             let collection = self.plan.catalog.find(&key.0);
             let home = collection.map(|collection| self.home(collection));
             let least = match home {
-                Some(_) if refused.is_mixture => MIXTURE,
+                Some(_) if refused.is_only_here => SOON,
                 Some(home) => least_pause(home.way),
                 None => Duration::ZERO,
             };
