@@ -292,15 +292,26 @@ async fn a_name_twice_in_a_capped_collection_ends_no_server() {
     log.insert_many([twice(3), rawdoc! {"_id": 4, "s": 1}])
         .await
         .unwrap();
-    let change = async |id: i32, set: Document| {
+    for (id, set) in [
+        (1, doc! {"a": 5, "new": 1}),
+        (2, doc! {"s.a": 5, "s.new": 1}),
+        (3, doc! {"a": 5, "new": 1}),
+        (4, doc! {"s": 2, "new": 1}),
+    ] {
         let update = log.update_one(doc! {"_id": id}, doc! {"$set": set});
         update.await.unwrap();
-        caught_up(&mirror, &client).await;
-    };
-    change(1, doc! {"a": 5, "new": 1}).await;
-    change(2, doc! {"s.a": 5, "s.new": 1}).await;
-    change(3, doc! {"a": 5, "new": 1}).await;
-    change(4, doc! {"s": 2, "new": 1}).await;
+    }
+    caught_up(&mirror, &client).await;
+    let now = wait_for(&mirror, "set aside", |now| now.quarantine.len() == 3).await;
+    assert_eq!(now.consistent_at, None, "it is not exactly the source");
+    mirror.stop().await;
+
+    // A copy brings them.
+    let mirror = MirrorHandle::start(config(&set.uri(), &set.uri(), "shop"));
+    wait_for(&mirror, "copied anew", |now| {
+        now.quarantine.is_empty() && now.consistent_at.is_some()
+    })
+    .await;
     assert_equal(&source, &target).await;
     mirror.stop().await;
     assert!(set.node(0).is_running(), "the server has crashed");

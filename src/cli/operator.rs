@@ -7,8 +7,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::http::Server;
-use crate::operator;
+use crate::operator::{self, ElectionOptions, Options};
 use crate::runner::journal;
+use crate::runner::readiness::Readiness;
 use crate::runner::registry::Registry;
 
 /// Run the mirrors that a Kubernetes cluster's MongoMirror resources ask for.
@@ -30,11 +31,29 @@ pub struct Arguments {
         value_name = "ADDRESS"
     )]
     listen: SocketAddr,
+
+    /// Run mirrors only while this process holds a Lease, so that other operators can stand by and
+    /// take over. Without it, this must be the only one.
+    #[arg(long, env = "MONGOMIRROR_LEADER_ELECTION")]
+    leader_election: bool,
+
+    /// The Lease's namespace. Without it, that of the service account or of the kubeconfig.
+    #[arg(long, env = "MONGOMIRROR_LEASE_NAMESPACE", value_name = "NAMESPACE")]
+    lease_namespace: Option<String>,
+
+    /// The Lease's name: operators that stand by for each other name the same one.
+    #[arg(
+        long,
+        default_value = "mongomirror",
+        env = "MONGOMIRROR_LEASE_NAME",
+        value_name = "NAME"
+    )]
+    lease_name: String,
 }
 
 pub async fn execute(arguments: Arguments, stop: CancellationToken) -> Result<(), Box<dyn Error>> {
     let registry = Registry::default();
-    let (ready, is_ready) = watch::channel(false);
+    let (ready, is_ready) = watch::channel(Readiness::Starting);
     let server = Server::bind(arguments.listen, registry.clone(), is_ready).await?;
     tracing::info!(
         address = server.address().map(tracing::field::display),
@@ -43,13 +62,18 @@ pub async fn execute(arguments: Arguments, stop: CancellationToken) -> Result<()
     tokio::spawn(journal::run(registry.clone(), stop.clone()));
 
     // The chart leaves the variable empty for "all namespaces".
-    let namespace = arguments
-        .namespace
-        .filter(|namespace| !namespace.is_empty());
+    let named = |namespace: Option<String>| namespace.filter(|name| !name.is_empty());
+    let options = Options {
+        namespace: named(arguments.namespace),
+        election: arguments.leader_election.then(|| ElectionOptions {
+            namespace: named(arguments.lease_namespace),
+            name: arguments.lease_name,
+        }),
+    };
     // The status API is there as long as a mirror is, also while mirrors stop.
     let served = CancellationToken::new();
     let serve = tokio::spawn(server.serve(served.clone()));
-    let outcome = operator::run(namespace, registry, ready, stop).await;
+    let outcome = operator::run(options, registry, ready, stop).await;
     served.cancel();
     serve.await??;
     Ok(outcome?)

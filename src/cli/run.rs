@@ -17,6 +17,7 @@ use super::follow::Follower;
 use super::manifest::{Manifest, ManifestError};
 use super::printer::Printer;
 use crate::http::Server;
+use crate::runner::readiness::Readiness;
 use crate::runner::registry::{MirrorKey, Registry};
 use crate::runner::slot::Slot;
 use crate::runner::{self, journal};
@@ -52,7 +53,7 @@ pub async fn execute(
     let text = read(&arguments.file)?;
     let manifest = Manifest::parse(&text)?;
     let registry = Registry::default();
-    let (ready, is_ready) = watch::channel(false);
+    let (ready, is_ready) = watch::channel(Readiness::Starting);
     if let Some(address) = arguments.listen {
         let server = Server::bind(address, registry.clone(), is_ready).await?;
         tracing::info!(
@@ -69,7 +70,7 @@ pub async fn execute(
         ending: BTreeMap::new(),
     };
     mirrors.settle(manifest).await;
-    ready.send_replace(true);
+    ready.send_replace(Readiness::Ready);
 
     let mut follower =
         (!is_standard_input(&arguments.file)).then(|| Follower::new(&arguments.file, text));

@@ -9,8 +9,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use thiserror::Error;
@@ -18,6 +19,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::runner::readiness::Readiness;
 use crate::runner::registry::Registry;
 
 /// The server cannot run.
@@ -39,7 +41,7 @@ pub enum HttpError {
 /// What every request may see.
 struct Shared {
     registry: Registry,
-    ready: watch::Receiver<bool>,
+    readiness: watch::Receiver<Readiness>,
     metrics: prometheus_client::registry::Registry,
 }
 
@@ -50,21 +52,22 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts to listen. `ready` says what `/readyz` answers.
+    /// Starts to listen. `readiness` says what `/readyz` answers, and whether another process has
+    /// the mirrors.
     ///
     /// # Errors
     /// If the address is taken or not this machine's.
     pub async fn bind(
         address: SocketAddr,
         registry: Registry,
-        ready: watch::Receiver<bool>,
+        readiness: watch::Receiver<Readiness>,
     ) -> Result<Self, HttpError> {
         let listener = TcpListener::bind(address)
             .await
             .map_err(|source| HttpError::Listen { address, source })?;
         Ok(Self {
             listener,
-            router: router(registry, ready),
+            router: router(registry, readiness),
         })
     }
 
@@ -88,11 +91,11 @@ impl Server {
     }
 }
 
-fn router(registry: Registry, ready: watch::Receiver<bool>) -> Router {
+fn router(registry: Registry, readiness: watch::Receiver<Readiness>) -> Router {
     let metrics = metrics::registry(registry.clone());
     let shared = Arc::new(Shared {
         registry,
-        ready,
+        readiness,
         metrics,
     });
     Router::new()
@@ -110,6 +113,7 @@ fn router(registry: Registry, ready: watch::Receiver<bool>) -> Router {
             "/api/v1/mirrors/{namespace}/{name}/quarantine",
             get(api::quarantine),
         )
+        .route_layer(from_fn_with_state(shared.clone(), unless_standby))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics_text))
@@ -118,11 +122,34 @@ fn router(registry: Registry, ready: watch::Receiver<bool>) -> Router {
 }
 
 async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
-    if *shared.ready.borrow() {
-        "ok\n".into_response()
-    } else {
-        let text = "not ready: the mirrors to run are not known yet\n";
-        (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+    match &*shared.readiness.borrow() {
+        Readiness::Ready => "ok\n".into_response(),
+        Readiness::Standby { .. } => "ok: standing by\n".into_response(),
+        Readiness::Starting => {
+            let text = "not ready: the mirrors to run are not known yet\n";
+            (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+        }
+    }
+}
+
+/// A process that stands by knows no mirrors; it must not look as if there were none.
+async fn unless_standby(
+    State(shared): State<Arc<Shared>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let readiness = shared.readiness.borrow().clone();
+    match readiness {
+        Readiness::Standby { leader } => api::error(
+            StatusCode::SERVICE_UNAVAILABLE,
+            &match leader {
+                Some(leader) => {
+                    format!("this operator stands by; ask the one that leads: {leader}")
+                }
+                None => "this operator stands by, and none leads yet: try again".to_owned(),
+            },
+        ),
+        _ => next.run(request).await,
     }
 }
 
@@ -182,7 +209,7 @@ mod tests {
             MirrorKey::new("shop", "orders"),
             listing(Progress::default()),
         );
-        let (ready, is_ready) = watch::channel(false);
+        let (ready, is_ready) = watch::channel(Readiness::Starting);
         let local = SocketAddr::from(([127, 0, 0, 1], 0));
         let server = Server::bind(local, registry, is_ready).await.unwrap();
         let address = server.address().unwrap();
@@ -238,8 +265,24 @@ mod tests {
             );
             assert!(response.contains(part), "{response}");
         }
-        ready.send_replace(true);
+        ready.send_replace(Readiness::Ready);
         assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 200"));
+        ready.send_replace(Readiness::Standby {
+            leader: Some("other".into()),
+        });
+        for (path, status, part) in [
+            ("/readyz", 200, "standing by"),
+            ("/healthz", 200, "ok"),
+            ("/metrics", 200, ""),
+            ("/api/v1/mirrors", 503, "the one that leads: other"),
+        ] {
+            let response = get(address, path).await;
+            assert!(
+                response.starts_with(&format!("HTTP/1.1 {status}")),
+                "{response}"
+            );
+            assert!(response.contains(part), "{response}");
+        }
         stop.cancel();
         serving.await.unwrap().unwrap();
     }

@@ -8,6 +8,7 @@
 //! - [`secrets`]: Secrets, watched by metadata, read when needed
 //! - [`asked`]: what users ask for by annotations
 //! - [`report`], [`conditions`]: progress → status
+//! - [`lease`]: which of several operators runs the mirrors
 //! - [`publish`]: when and how a status is written
 //! - [`events`]: what happened between two statuses
 
@@ -16,6 +17,7 @@ pub mod backoff;
 pub mod conditions;
 pub mod controller;
 mod events;
+mod lease;
 pub mod publish;
 pub mod report;
 pub mod secrets;
@@ -39,9 +41,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::resource::MongoMirror;
+use crate::runner::readiness::Readiness;
 use crate::runner::registry::{MirrorKey, Registry};
 use crate::runner::words;
 use controller::{Context, Keeper};
+use lease::Election;
 
 /// Watches are reopened this often, so a connection that died silently is found within this time.
 const WATCH_SECONDS: u32 = 60;
@@ -66,19 +70,42 @@ pub enum OperatorError {
     /// The client cannot be made.
     #[error("failed to set up the Kubernetes client: check the kubeconfig's certificates")]
     Client(#[source] Box<kube::Error>),
+    /// It must not go on.
+    #[error(transparent)]
+    Lease(#[from] lease::LeaseError),
 }
 
-/// Runs the operator until `stop`, then stops all mirrors. `ready` becomes true when all resources
-/// have been seen once.
+/// What the operator does.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The one namespace whose MongoMirrors it runs; without it, all.
+    pub namespace: Option<String>,
+    /// Where several operators agree on one of them.
+    pub election: Option<ElectionOptions>,
+}
+
+/// The Lease by which several operators agree on one of them.
+#[derive(Clone, Debug)]
+pub struct ElectionOptions {
+    /// Its namespace; without it, that of the operator's service account or kubeconfig.
+    pub namespace: Option<String>,
+    /// Its name.
+    pub name: String,
+}
+
+/// Runs the operator until `stop`, then stops all mirrors. It is ready when all resources have been
+/// seen once.
 ///
 /// # Errors
-/// If there is no cluster to connect to. A cluster that is away is waited for.
+/// If there is no cluster to connect to; a cluster that is away is waited for. Or if leadership is
+/// lost and mirrors do not stop.
 pub async fn run(
-    namespace: Option<String>,
+    options: Options,
     registry: Registry,
-    ready: watch::Sender<bool>,
+    readiness: watch::Sender<Readiness>,
     stop: CancellationToken,
 ) -> Result<(), OperatorError> {
+    let namespace = options.namespace.as_deref();
     let mut config = kube::Config::infer()
         .await
         .map_err(|error| OperatorError::Config(error.to_string()))?;
@@ -87,15 +114,27 @@ pub async fn run(
     config.default_retry = false;
     tracing::info!(
         cluster = %config.cluster_url,
-        namespace = namespace.as_deref().unwrap_or("all"),
+        namespace = namespace.unwrap_or("all"),
         "watching MongoMirrors"
     );
     let client =
         Client::try_from(config).map_err(|error| OperatorError::Client(Box::new(error)))?;
-    Operator::new(client, registry)
-        .run(namespace.as_deref(), ready, stop)
-        .await;
-    Ok(())
+    let work = async |term: CancellationToken| {
+        Operator::new(client.clone(), registry.clone())
+            .run(namespace, &readiness, term)
+            .await;
+    };
+    let Some(election) = options.election else {
+        work(stop).await;
+        return Ok(());
+    };
+    let election = Election::new(client.clone(), election.namespace, election.name);
+    let work = async |term: CancellationToken| {
+        work(term).await;
+        // They are the next leader's.
+        registry.clear();
+    };
+    Ok(election.lead(&readiness, &stop, work).await?)
 }
 
 /// Hands events to keepers.
@@ -129,7 +168,7 @@ impl Operator {
     async fn run(
         mut self,
         namespace: Option<&str>,
-        ready: watch::Sender<bool>,
+        readiness: &watch::Sender<Readiness>,
         stop: CancellationToken,
     ) {
         let mut mirrors = pin!(events(self.api::<DeserializeGuard<MongoMirror>>(namespace)));
@@ -155,7 +194,9 @@ impl Operator {
                 Some(ended) = self.keepers.join_next() => self.keeper_ended(ended, &stop),
             }
             if saw_mirrors && saw_secrets {
-                ready.send_if_modified(|ready| !std::mem::replace(ready, true));
+                readiness.send_if_modified(|now| {
+                    std::mem::replace(now, Readiness::Ready) != Readiness::Ready
+                });
             }
         }
         let all = async { while self.keepers.join_next().await.is_some() {} };

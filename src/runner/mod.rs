@@ -4,6 +4,7 @@
 
 pub mod decide;
 pub mod journal;
+pub mod readiness;
 pub mod registry;
 pub mod slot;
 pub mod translate;

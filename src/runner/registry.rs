@@ -95,6 +95,14 @@ impl Registry {
             .remove(key);
     }
 
+    /// Takes all entries out.
+    pub fn clear(&self) {
+        self.listings
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+    }
+
     /// Where to ask a mirror for something.
     ///
     /// # Errors

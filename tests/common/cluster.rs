@@ -4,13 +4,78 @@ use std::path::{Path, PathBuf};
 
 use testbed::{ControlPlane, Process};
 
+/// An operator's process.
+pub struct Operator {
+    process: Process,
+    port: u16,
+    log: PathBuf,
+}
+
+impl Operator {
+    fn start(kubeconfig: &Path, log: PathBuf, port: u16, arguments: &[&str]) -> Self {
+        let listen = format!("127.0.0.1:{port}");
+        let mut all = vec!["operator", "--listen", &listen];
+        all.extend_from_slice(arguments);
+        let process = Process::start(
+            "the operator",
+            env!("CARGO_BIN_EXE_mongomirror"),
+            all,
+            [("KUBECONFIG".into(), kubeconfig.into())],
+            &log,
+        )
+        .expect("the operator");
+        Self { process, port, log }
+    }
+
+    /// kill -9.
+    pub async fn kill(self) {
+        self.process.kill().await.expect("kill");
+    }
+
+    /// SIGTERM; returns when it has ended, as it should.
+    pub async fn stop(self) {
+        let status = self.process.stop().await.expect("stop");
+        assert!(status.success(), "{status}");
+    }
+
+    /// SIGSTOP.
+    pub fn pause(&self) {
+        self.process.pause().expect("pause");
+    }
+
+    /// SIGCONT.
+    pub fn resume(&self) {
+        self.process.resume().expect("resume");
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// What its HTTP server answers; nothing if it does not listen (yet).
+    pub async fn exchange(&self, method: &str, path: &str, body: &str) -> Option<String> {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let address = ("127.0.0.1", self.port);
+        let mut stream = tokio::net::TcpStream::connect(address).await.ok()?;
+        let length = body.len();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).await.ok()?;
+        Some(reply)
+    }
+}
+
 /// A control plane with the CRD, and an operator that has exactly the chart's rights.
 pub struct Cluster {
-    operator: Option<Process>,
+    operator: Option<Operator>,
     kubeconfig: PathBuf,
-    log: PathBuf,
     port: u16,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
     /// The control plane.
     pub plane: ControlPlane,
 }
@@ -18,6 +83,13 @@ pub struct Cluster {
 impl Cluster {
     /// Starts the control plane and the operator.
     pub async fn start() -> Self {
+        let mut cluster = Self::without_operator().await;
+        cluster.start_operator();
+        cluster
+    }
+
+    /// Starts the control plane.
+    pub async fn without_operator() -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let plane = ControlPlane::builder()
             .start()
@@ -45,47 +117,49 @@ impl Cluster {
             .operator_kubeconfig(&roles)
             .await
             .expect("the operator's rights");
-        let folder = tempfile::tempdir().expect("a folder");
-        let port = std::net::TcpListener::bind("127.0.0.1:0")
-            .and_then(|listener| listener.local_addr())
-            .expect("a free port")
-            .port();
-        let mut cluster = Self {
+        Self {
             operator: None,
             kubeconfig,
-            log: folder.path().join("operator.log"),
-            port,
-            _folder: folder,
+            port: free_port(),
+            folder: tempfile::tempdir().expect("a folder"),
             plane,
-        };
-        cluster.start_operator();
-        cluster
+        }
     }
 
     /// Starts the operator's process.
     pub fn start_operator(&mut self) {
-        let listen = format!("127.0.0.1:{}", self.port);
-        let operator = Process::start(
-            "the operator",
-            env!("CARGO_BIN_EXE_mongomirror"),
-            ["operator", "--listen", &listen],
-            [("KUBECONFIG".into(), self.kubeconfig.clone().into())],
-            &self.log,
-        )
-        .expect("the operator");
+        let log = self.folder.path().join("operator.log");
+        let operator = Operator::start(&self.kubeconfig, log, self.port, &[]);
         self.operator = Some(operator);
+    }
+
+    /// Gives operators what they need to agree on a leader.
+    pub async fn let_operators_agree(&self) {
+        let role = "charts/mongomirror/files/leader-role.yaml";
+        let role = Path::new(env!("CARGO_MANIFEST_DIR")).join(role);
+        let granted = self.plane.operator_kubeconfig(&role).await;
+        granted.expect("the operator's rights");
+    }
+
+    /// Another operator of this name, on a port of its own.
+    pub fn another_operator(&self, name: &str, arguments: &[&str]) -> Operator {
+        let log = self.folder.path().join(format!("{name}.log"));
+        Operator::start(&self.kubeconfig, log, free_port(), arguments)
     }
 
     /// kill -9.
     pub async fn kill_operator(&mut self) {
         if let Some(operator) = self.operator.take() {
-            operator.kill().await.expect("kill");
+            operator.kill().await;
         }
     }
 
     /// What the operator logged.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
+        self.operator
+            .as_ref()
+            .map(Operator::log)
+            .unwrap_or_default()
     }
 
     /// kubectl; what it prints, or a panic with its error.
@@ -145,20 +219,17 @@ impl Cluster {
     }
 
     async fn exchange(&self, method: &str, path: &str, body: &str) -> String {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port))
-            .await
-            .expect("the status API listens");
-        let length = body.len();
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
-             Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
-        );
-        stream.write_all(request.as_bytes()).await.expect("request");
-        let mut reply = String::new();
-        stream.read_to_string(&mut reply).await.expect("reply");
-        reply
+        let operator = self.operator.as_ref().expect("an operator runs");
+        let reply = operator.exchange(method, path, body).await;
+        reply.expect("the status API listens")
     }
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .expect("a free port")
+        .port()
 }
 
 /// A Secret with a connection string.
