@@ -11,6 +11,7 @@
 //! - [`resource`]: the MongoMirror resource; types only, names no other room
 //! - [`engine`]: the data plane: one mirror between two MongoDB databases; names neither
 //!   Kubernetes nor the resource
+//! - [`reason`]: the words for why something is as it is, for all rooms
 //! - [`telemetry`]: the log
 //!
 //! From a manifest to a mirror: `resource::validation` → `runner::translate` → `runner::decide` →
@@ -25,6 +26,7 @@ pub mod cli;
 pub mod engine;
 pub mod http;
 pub mod operator;
+pub mod reason;
 pub mod resource;
 pub mod runner;
 pub mod telemetry;

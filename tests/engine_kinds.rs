@@ -3,7 +3,7 @@
 mod common;
 
 use bson::{Document, doc};
-use common::{assert_equal, caught_up, config, fill, mirroring, run, wait_for};
+use common::{assert_equal, caught_up, config, fill, mirroring, run, verify, wait_for};
 use mongodb::{Client, Database};
 use mongomirror::engine::progress::Phase;
 use mongomirror::engine::selection::Selection;
@@ -268,6 +268,62 @@ async fn every_kind_of_index_arrives_by_the_copy_and_by_the_stream() {
     .await;
     assert_eq!(progress.totals.repaired, 0);
     mirror.stop().await;
+}
+
+/// Of a field with values of two types.
+fn mixed_bucket(n: u32) -> Document {
+    let at = bson::DateTime::from_millis(i64::from(n) * 7_200_000);
+    let mut id = [0; 12];
+    id[..4].copy_from_slice(&(n * 7200).to_be_bytes());
+    doc! {
+        "_id": bson::oid::ObjectId::from_bytes(id),
+        "control": {
+            "version": 1,
+            "min": {"_id": 1, "t": at, "v": 1},
+            "max": {"_id": 2, "t": at, "v": "x"},
+        },
+        "meta": "a",
+        "data": {"t": {"0": at, "1": at}, "_id": {"0": 1, "1": 2}, "v": {"0": 1, "1": "x"}},
+    }
+}
+
+/// 6.0.5 stores them unasked, 6.0.27 only where it was told that there are such.
+#[tokio::test(flavor = "multi_thread")]
+async fn buckets_of_a_mixed_schema_arrive_at_servers_that_are_careful() {
+    const TOLD: &str = "timeseriesBucketsMayHaveMixedSchemaData";
+    let (old, new) = (Version::V6_0_5, Version::V6_0_27);
+    for (from, to) in [(old, new), (new, new), (new, old)] {
+        let ((here, from_client), (there, to_client)) =
+            tokio::join!(common::start(from), common::start(to));
+        let source = from_client.database("shop");
+        let target = to_client.database("shop_backup");
+        let is_careful = from == new;
+        let create = async |name: &str| {
+            let series = doc! {"timeField": "t", "metaField": "meta"};
+            run(&source, doc! {"create": name, "timeseries": series}).await;
+            if is_careful {
+                run(&source, doc! {"collMod": name, TOLD: true}).await;
+            }
+        };
+        let write = async |name: &str, from: u32| {
+            let buckets = source.collection::<Document>(&format!("system.buckets.{name}"));
+            let some = (from..from + 5).map(mixed_bucket);
+            buckets.insert_many(some).await.unwrap();
+        };
+        create("before").await;
+        write("before", 0).await;
+        let mirror = MirrorHandle::start(config(&here.uri(), &there.uri(), "shop"));
+        mirroring(&mirror).await;
+        create("after").await;
+        write("before", 10).await;
+        write("after", 0).await;
+        caught_up(&mirror, &from_client).await;
+        let result = verify(&mirror).await;
+        assert!(result.is_equal() && result.differences == 0, "{result:?}");
+        assert_eq!(mirror.progress().borrow().totals.retries, 0);
+        assert_equal(&source, &target).await;
+        mirror.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

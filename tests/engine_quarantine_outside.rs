@@ -9,14 +9,14 @@ use bson::spec::BinarySubtype;
 use bson::{Binary, Document, doc};
 use common::process::checkpoint;
 use common::refused::{arrays, arrived, noted, refused, strangers_index, verified};
-use common::{assert_equal, caught_up, config, start, wait_for};
+use common::{assert_equal, caught_up, config, start, verify, wait_for};
 use futures::TryStreamExt;
 use mongodb::{Client, Collection, Database, IndexModel};
 use mongomirror::engine::progress::Phase;
-use mongomirror::engine::request::Request;
+
 use mongomirror::runner::MirrorHandle;
 use testbed::Version;
-use tokio::sync::oneshot;
+
 use tokio_util::sync::CancellationToken;
 
 /// What 6.0.5 stores unseen, and 6.0.27 refuses: binary of subtype 7 is more than bytes to it.
@@ -44,13 +44,6 @@ async fn ids(db: &Database) -> Vec<i32> {
 async fn epoch(client: &Client) -> i64 {
     let checkpoint = checkpoint(client, "shop").await.unwrap();
     checkpoint.get_i64("epoch").unwrap()
-}
-
-async fn verify(mirror: &MirrorHandle) {
-    let (done, result) = oneshot::channel();
-    let request = Request::Verify { done };
-    mirror.requests().send(request).await.unwrap();
-    result.await.unwrap().unwrap();
 }
 
 /// By the copy and by the stream, in the middle of what is written at once.

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use bson::{Bson, Document, Timestamp, doc};
 use common::workload::{Workload, fill};
-use common::{PATIENCE, assert_equal, caught_up, config, fresh_seed, mirroring, wait_for};
+use common::{PATIENCE, assert_equal, caught_up, config, fresh_seed, mirroring, verify, wait_for};
 use futures::StreamExt;
 use mongodb::{Client, Database};
-use mongomirror::engine::progress::{Phase, VerificationResult};
-use mongomirror::engine::request::Request;
+use mongomirror::engine::progress::Phase;
+
 use mongomirror::runner::MirrorHandle;
 use testbed::{ReplicaSet, Version};
 
@@ -281,17 +281,6 @@ async fn documents_that_are_read_too_late_get_each_change_once() {
         .unwrap();
     assert!(end.position.unwrap() >= until.into(), "it has ended");
     mirror.stop().await;
-}
-
-async fn verify(mirror: &MirrorHandle) -> VerificationResult {
-    let (done, result) = tokio::sync::oneshot::channel();
-    let request = Request::Verify { done };
-    mirror.requests().send(request).await.unwrap();
-    let result = tokio::time::timeout(PATIENCE, result).await;
-    result
-        .expect("in time")
-        .expect("an answer")
-        .expect("success")
 }
 
 /// A read that begins somewhere does not show it, but in a clustered collection.

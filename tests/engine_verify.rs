@@ -6,24 +6,13 @@ use std::time::{Duration, SystemTime};
 
 use bson::{Document, doc};
 use common::workload::{Workload, fill};
-use common::{assert_equal, caught_up, config, fresh_seed, mirroring, wait_for};
+use common::{assert_equal, caught_up, config, fresh_seed, mirroring, verify, wait_for};
 use mongodb::Database;
-use mongomirror::engine::progress::VerificationResult;
+
 use mongomirror::engine::request::{Refusal, Request, Synced};
 use mongomirror::runner::MirrorHandle;
 use testbed::{ReplicaSet, Version};
 use tokio::sync::oneshot;
-
-async fn verify(mirror: &MirrorHandle) -> VerificationResult {
-    let (done, result) = oneshot::channel();
-    let request = Request::Verify { done };
-    mirror.requests().send(request).await.unwrap();
-    let result = tokio::time::timeout(common::PATIENCE, result).await;
-    result
-        .expect("in time")
-        .expect("an answer")
-        .expect("success")
-}
 
 async fn sync(
     mirror: &MirrorHandle,

@@ -165,7 +165,36 @@ fn options_listed(listed: &Document) -> Document {
     {
         options.insert("idIndex", index.clone());
     }
+    without_app_metadata(&mut options);
     options
+}
+
+/// What a server notes for itself among the options of its storage engine is none: that a time
+/// series may hold buckets of a mixed schema, which depends on the server's version.
+fn without_app_metadata(options: &mut Document) {
+    const ENGINE: [&str; 3] = ["storageEngine", "wiredTiger", "configString"];
+    let engine = options.get_document_mut(ENGINE[0]);
+    let Ok(tiger) = engine.and_then(|engine| engine.get_document_mut(ENGINE[1])) else {
+        return;
+    };
+    let Ok(config) = tiger.get_str(ENGINE[2]) else {
+        return;
+    };
+    let Some(begin) = config.find("app_metadata=(timeseries") else {
+        return;
+    };
+    let end = config[begin..]
+        .find(')')
+        .map_or(config.len(), |end| begin + end + 1);
+    let (before, behind) = (&config[..begin], &config[end..]);
+    let rest = [before.trim_end_matches(','), behind.trim_start_matches(',')];
+    let rest: Vec<&str> = rest.into_iter().filter(|part| !part.is_empty()).collect();
+    if rest.is_empty() {
+        options.remove(ENGINE[0]);
+    } else {
+        let rest = rest.join(",");
+        tiger.insert(ENGINE[2], rest);
+    }
 }
 
 /// The options of a collection as its event describes them. An index on `_id` that is not named is

@@ -7,6 +7,7 @@ use mongodb::error::{Error as DriverError, ErrorKind, WriteFailure};
 use thiserror::Error;
 
 use super::position::ClusterTime;
+use crate::reason::Reason;
 
 /// Result of the engine's own functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -69,6 +70,9 @@ pub mod code {
     pub const DUPLICATE_KEY: i32 = 11000;
     /// A pipeline was to change a document that holds one name twice.
     pub const NAME_TWICE: i32 = 7_693_400;
+    /// A bucket of a time series holds a field with values of several types, which 6.0.5 stores
+    /// unasked; 6.0.27 wants to be told that there are such.
+    pub const MIXED_SCHEMA: i32 = 408;
 }
 
 /// Why the engine could not go on.
@@ -407,49 +411,49 @@ impl Error {
     }
 
     /// CamelCase, for conditions and metrics; a closed set.
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
             Self::Driver { side, error, .. } => {
                 let authentication = driver_code(error) == Some(code::AUTHENTICATION_FAILED)
                     || matches!(error.kind.as_ref(), ErrorKind::Authentication { .. });
                 if authentication {
-                    "AuthenticationFailed"
+                    Reason::AuthenticationFailed
                 } else if driver_code(error) == Some(code::UNAUTHORIZED) {
-                    "Unauthorized"
+                    Reason::Unauthorized
                 } else {
                     match (self.is_connection(), side) {
-                        (true, Side::Source) => "SourceUnreachable",
-                        (true, Side::Target) => "TargetUnreachable",
-                        (false, Side::Source) => "SourceError",
-                        (false, Side::Target) => "TargetError",
+                        (true, Side::Source) => Reason::SourceUnreachable,
+                        (true, Side::Target) => Reason::TargetUnreachable,
+                        (false, Side::Source) => Reason::SourceError,
+                        (false, Side::Target) => Reason::TargetError,
                     }
                 }
             }
-            Self::Write { code, .. } if *code == code::UNAUTHORIZED => "Unauthorized",
+            Self::Write { code, .. } if *code == code::UNAUTHORIZED => Reason::Unauthorized,
             Self::Timeout { side, .. } => match side {
-                Side::Source => "SourceUnreachable",
-                Side::Target => "TargetUnreachable",
+                Side::Source => Reason::SourceUnreachable,
+                Side::Target => Reason::TargetUnreachable,
             },
             Self::Write { side, .. } | Self::Reply { side, .. } => match side {
-                Side::Source => "SourceError",
-                Side::Target => "TargetError",
+                Side::Source => Reason::SourceError,
+                Side::Target => Reason::TargetError,
             },
-            Self::Unsettled => "TargetError",
-            Self::NotReplicaSet(_) => "NotReplicaSet",
-            Self::Sharded(_) => "ShardedNotSupported",
-            Self::TooOld { .. } => "VersionTooOld",
-            Self::SameDatabase(_) => "SameDatabase",
-            Self::TargetForbidden(_) => "TargetForbidden",
-            Self::TargetNotEmpty { .. } => "TargetNotEmpty",
-            Self::TargetBusy { .. } => "TargetBusy",
-            Self::SourceReplaced(_) => "SourceReplaced",
-            Self::Fenced { .. } => "Fenced",
-            Self::HistoryLost { .. } => "HistoryLost",
-            Self::SelectionChanged(_) => "SelectionChanged",
-            Self::Format(_) => "CheckpointFormat",
-            Self::CheckpointDamaged(_) => "CheckpointDamaged",
-            Self::EventTooLarge { .. } => "EventTooLarge",
-            Self::QuarantineFull { .. } => "QuarantineFull",
+            Self::Unsettled => Reason::TargetError,
+            Self::NotReplicaSet(_) => Reason::NotReplicaSet,
+            Self::Sharded(_) => Reason::ShardedNotSupported,
+            Self::TooOld { .. } => Reason::VersionTooOld,
+            Self::SameDatabase(_) => Reason::SameDatabase,
+            Self::TargetForbidden(_) => Reason::TargetForbidden,
+            Self::TargetNotEmpty { .. } => Reason::TargetNotEmpty,
+            Self::TargetBusy { .. } => Reason::TargetBusy,
+            Self::SourceReplaced(_) => Reason::SourceReplaced,
+            Self::Fenced { .. } => Reason::Fenced,
+            Self::HistoryLost { .. } => Reason::HistoryLost,
+            Self::SelectionChanged(_) => Reason::SelectionChanged,
+            Self::Format(_) => Reason::CheckpointFormat,
+            Self::CheckpointDamaged(_) => Reason::CheckpointDamaged,
+            Self::EventTooLarge { .. } => Reason::EventTooLarge,
+            Self::QuarantineFull { .. } => Reason::QuarantineFull,
         }
     }
 }

@@ -206,6 +206,6 @@ fn report(config: &MirrorConfig, publish: &watch::Sender<Progress>, error: &Erro
         progress.totals.retries += 1;
     });
     if is_new {
-        tracing::debug!(mirror = %config.name, reason = error.reason(), "{message}");
+        tracing::debug!(mirror = %config.name, reason = %error.reason(), "{message}");
     }
 }

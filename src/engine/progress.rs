@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::headroom::Headroom;
 use super::position::ClusterTime;
 use super::quarantine::Quarantined;
+use crate::reason::Reason;
 
 /// Where a mirror is in its life.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
@@ -130,7 +131,7 @@ pub struct Unsupported {
 #[serde(rename_all = "camelCase")]
 pub struct Problem {
     /// CamelCase, from a closed set (`Error::reason`), e.g. `TargetNotEmpty`.
-    pub reason: &'static str,
+    pub reason: Reason,
     /// A sentence with a next step; never a credential.
     pub message: String,
     /// Whether the mirror goes on by itself once the cause is gone. If true, nothing is retried

@@ -157,7 +157,7 @@ fn state(out: &mut Out<'_>) -> fmt::Result {
         |mirror| {
             let problem = mirror.problem.as_ref();
             problem
-                .map(|problem| (vec![("reason", problem.reason.to_owned())], 1.0))
+                .map(|problem| (vec![("reason", problem.reason.to_string())], 1.0))
                 .into_iter()
                 .collect()
         },

@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::engine::headroom::Headroom;
 use crate::engine::progress::{Link, Phase};
+use crate::reason::Reason;
 use crate::resource::status::{Condition, ConditionStatus, VerificationStatus, condition};
 use crate::runner::registry::{Snapshot, refused};
 use crate::runner::words;
@@ -17,14 +18,11 @@ use crate::runner::words;
 /// The longest message that is written into status.
 pub const MESSAGE_CHARS: usize = 1024;
 
-const SUSPENDED: &str = "Suspended";
-const STALE: &str = "Stale";
-
 /// One condition before it is known since when.
 struct Observation {
     type_: &'static str,
     status: ConditionStatus,
-    reason: &'static str,
+    reason: Reason,
     message: String,
 }
 
@@ -76,7 +74,7 @@ pub fn conditions(
         Condition {
             type_: seen.type_.to_owned(),
             status: seen.status,
-            reason: seen.reason.to_owned(),
+            reason: seen.reason.to_string(),
             message: truncated(seen.message),
             last_transition_time: since,
             observed_generation: Some(generation),
@@ -97,12 +95,12 @@ pub fn truncated(mut message: String) -> String {
 fn ready(snapshot: &Snapshot) -> Observation {
     let (status, reason) = match (&snapshot.problem, snapshot.phase()) {
         (Some(problem), _) => (ConditionStatus::False, problem.reason),
-        (None, Phase::Paused) => (ConditionStatus::True, SUSPENDED),
-        (None, _) if snapshot.stale => (ConditionStatus::Unknown, STALE),
+        (None, Phase::Paused) => (ConditionStatus::True, Reason::Suspended),
+        (None, _) if snapshot.stale => (ConditionStatus::Unknown, Reason::Stale),
         (None, Phase::Mirroring) if !snapshot.connected() => {
-            (ConditionStatus::False, "Disconnected")
+            (ConditionStatus::False, Reason::Disconnected)
         }
-        (None, Phase::Mirroring) => (ConditionStatus::True, "Mirroring"),
+        (None, Phase::Mirroring) => (ConditionStatus::True, Reason::Mirroring),
         (None, phase) => (ConditionStatus::False, word(phase)),
     };
     Observation {
@@ -117,21 +115,25 @@ fn connected(snapshot: &Snapshot, type_: &'static str, link: &Link) -> Observati
     let (status, reason, message) = match link.connected {
         _ if snapshot.phase() == Phase::Paused => (
             ConditionStatus::False,
-            SUSPENDED,
+            Reason::Suspended,
             "A paused mirror is not connected.".to_owned(),
         ),
-        _ if snapshot.stale => (ConditionStatus::Unknown, STALE, snapshot.message()),
+        _ if snapshot.stale => (ConditionStatus::Unknown, Reason::Stale, snapshot.message()),
         None => (
             ConditionStatus::Unknown,
-            "NotTried",
+            Reason::NotTried,
             "No connection was made yet.".to_owned(),
         ),
         Some(true) => (
             ConditionStatus::True,
-            "Connected",
+            Reason::Connected,
             "The last exchange with the server succeeded.".to_owned(),
         ),
-        Some(false) => (ConditionStatus::False, "Disconnected", link.message.clone()),
+        Some(false) => (
+            ConditionStatus::False,
+            Reason::Disconnected,
+            link.message.clone(),
+        ),
     };
     Observation {
         type_,
@@ -145,7 +147,7 @@ fn initial_sync(snapshot: &Snapshot, completed: bool) -> Observation {
     let (status, reason, message) = if completed {
         (
             ConditionStatus::True,
-            "Completed",
+            Reason::Completed,
             "Everything that was there at the start is copied.".to_owned(),
         )
     } else if snapshot.phase() == Phase::Copying {
@@ -157,7 +159,7 @@ fn initial_sync(snapshot: &Snapshot, completed: bool) -> Observation {
     } else {
         (
             ConditionStatus::False,
-            "NotCompleted",
+            Reason::NotCompleted,
             "The initial copy is not complete and does not run now.".to_owned(),
         )
     };
@@ -173,12 +175,14 @@ fn replicating(snapshot: &Snapshot) -> Observation {
     // A problem outside of the engine, as a Secret that vanished, does not stop the stream.
     let (status, reason) = match (&snapshot.progress.problem, snapshot.phase()) {
         (Some(problem), _) => (ConditionStatus::False, problem.reason),
-        (None, Phase::Paused) => (ConditionStatus::False, SUSPENDED),
-        (None, _) if snapshot.stale => (ConditionStatus::Unknown, STALE),
+        (None, Phase::Paused) => (ConditionStatus::False, Reason::Suspended),
+        (None, _) if snapshot.stale => (ConditionStatus::Unknown, Reason::Stale),
         (None, Phase::CatchingUp | Phase::Mirroring) if snapshot.connected() => {
-            (ConditionStatus::True, "Streaming")
+            (ConditionStatus::True, Reason::Streaming)
         }
-        (None, Phase::CatchingUp | Phase::Mirroring) => (ConditionStatus::False, "Disconnected"),
+        (None, Phase::CatchingUp | Phase::Mirroring) => {
+            (ConditionStatus::False, Reason::Disconnected)
+        }
         (None, phase) => (ConditionStatus::False, word(phase)),
     };
     let message = if status == ConditionStatus::True {
@@ -197,9 +201,11 @@ fn replicating(snapshot: &Snapshot) -> Observation {
 fn reconciling(snapshot: &Snapshot) -> Observation {
     let (status, reason) = match (&snapshot.problem, snapshot.phase()) {
         (Some(problem), _) if problem.needs_human => (ConditionStatus::False, problem.reason),
-        (Some(_), _) => (ConditionStatus::True, "Retrying"),
-        (None, Phase::Paused) => (ConditionStatus::False, SUSPENDED),
-        (None, Phase::Mirroring) if !snapshot.connected() => (ConditionStatus::True, "Retrying"),
+        (Some(_), _) => (ConditionStatus::True, Reason::Retrying),
+        (None, Phase::Paused) => (ConditionStatus::False, Reason::Suspended),
+        (None, Phase::Mirroring) if !snapshot.connected() => {
+            (ConditionStatus::True, Reason::Retrying)
+        }
         (None, phase @ (Phase::Mirroring | Phase::Failed)) => (ConditionStatus::False, word(phase)),
         (None, phase) => (ConditionStatus::True, word(phase)),
     };
@@ -225,7 +231,7 @@ fn stalled(snapshot: &Snapshot) -> Observation {
         ),
         _ => (
             ConditionStatus::False,
-            "NoActionNeeded",
+            Reason::NoActionNeeded,
             "Nothing waits for you.".to_owned(),
         ),
     };
@@ -242,12 +248,12 @@ fn verified(last: Option<&VerificationStatus>) -> Observation {
     let (status, reason, message) = match last {
         None => (
             ConditionStatus::Unknown,
-            "NotCompared",
+            Reason::NotCompared,
             "Both sides were not compared yet.".to_owned(),
         ),
         Some(last) if last.differences == 0 => (
             ConditionStatus::True,
-            "Equal",
+            Reason::Equal,
             format!(
                 "Compared as of {}: {} documents, no difference.",
                 last.consistent_at.0, last.documents
@@ -255,7 +261,7 @@ fn verified(last: Option<&VerificationStatus>) -> Observation {
         ),
         Some(last) if last.repaired >= last.differences => (
             ConditionStatus::True,
-            "Repaired",
+            Reason::Repaired,
             format!(
                 "Compared as of {}: {} differences, all put right.",
                 last.consistent_at.0, last.differences
@@ -263,7 +269,7 @@ fn verified(last: Option<&VerificationStatus>) -> Observation {
         ),
         Some(last) => (
             ConditionStatus::False,
-            "DifferencesFound",
+            Reason::DifferencesFound,
             format!(
                 "Compared as of {}: {} differences, {} of them put right.",
                 last.consistent_at.0, last.differences, last.repaired
@@ -283,7 +289,7 @@ fn degraded(snapshot: &Snapshot) -> Observation {
     let progress = &snapshot.progress;
     let (status, reason, message) = if !progress.quarantine.is_empty() {
         let message = refused(&progress.quarantine);
-        (ConditionStatus::True, "DocumentsRefused", message)
+        (ConditionStatus::True, Reason::DocumentsRefused, message)
     } else if let Some(last) = progress.verification.last.as_ref()
         && !last.is_equal()
     {
@@ -293,14 +299,14 @@ fn degraded(snapshot: &Snapshot) -> Observation {
             last.repaired,
             last.definitions.join("; ")
         );
-        (ConditionStatus::True, "DifferencesFound", message)
+        (ConditionStatus::True, Reason::DifferencesFound, message)
     } else if let Some(why) = &progress.verification.failed {
         let message = format!("The last verification did not come to its end: {why}");
-        (ConditionStatus::True, "VerificationFailed", message)
+        (ConditionStatus::True, Reason::VerificationFailed, message)
     } else {
         (
             ConditionStatus::False,
-            "AsExpected",
+            Reason::AsExpected,
             "Nothing is known to be different.".to_owned(),
         )
     };
@@ -315,12 +321,12 @@ fn degraded(snapshot: &Snapshot) -> Observation {
 /// Whether the source's oplog soon drops what is missing; nothing before it was looked at.
 fn oplog_headroom(snapshot: &Snapshot) -> Option<Observation> {
     let (status, reason, message) = match snapshot.progress.headroom.as_ref()? {
-        Headroom::Unknown { why } => (ConditionStatus::Unknown, "NotMeasured", why.clone()),
+        Headroom::Unknown { why } => (ConditionStatus::Unknown, Reason::NotMeasured, why.clone()),
         Headroom::Measured { left, .. } => {
             let (status, reason) = if left.is_low() {
-                (ConditionStatus::True, "Low")
+                (ConditionStatus::True, Reason::Low)
             } else {
-                (ConditionStatus::False, "Sufficient")
+                (ConditionStatus::False, Reason::Sufficient)
             };
             let share = format!(
                 " It reaches back {} when it is full.",
@@ -339,13 +345,13 @@ fn oplog_headroom(snapshot: &Snapshot) -> Option<Observation> {
 }
 
 /// The phase as a reason.
-fn word(phase: Phase) -> &'static str {
+fn word(phase: Phase) -> Reason {
     match phase {
-        Phase::Pending => "Pending",
-        Phase::Copying => "Copying",
-        Phase::CatchingUp => "CatchingUp",
-        Phase::Mirroring => "Mirroring",
-        Phase::Paused => SUSPENDED,
-        Phase::Failed => "Failed",
+        Phase::Pending => Reason::Pending,
+        Phase::Copying => Reason::Copying,
+        Phase::CatchingUp => Reason::CatchingUp,
+        Phase::Mirroring => Reason::Mirroring,
+        Phase::Paused => Reason::Suspended,
+        Phase::Failed => Reason::Failed,
     }
 }

@@ -28,6 +28,7 @@ use super::publish::Publisher;
 use super::report;
 use super::secrets::{self, SecretError, SecretReader, SecretVersions};
 use crate::engine::progress::Problem;
+use crate::reason::Reason;
 use crate::resource::{MongoMirror, MongoMirrorSpec, MongoMirrorStatus};
 use crate::runner;
 use crate::runner::decide::Desired;
@@ -205,7 +206,7 @@ impl Keeper {
             // Without them only the source's oplog cannot be watched.
             Err(_) if !mirror.spec.enabled => Ok(Default::default()),
             Err(error) if error.is_transient() => return Err(error),
-            Err(error) => Err(problem("SecretForbidden", true, &error)),
+            Err(error) => Err(problem(Reason::SecretForbidden, true, &error)),
         };
         Ok(Dereferenced::Found {
             identity,
@@ -263,7 +264,7 @@ impl Keeper {
         if self.slot.progress().is_some() {
             self.slot
                 .rest(Problem {
-                    reason: "OperatorStopped",
+                    reason: Reason::OperatorStopped,
                     message: "The operator was stopped. The mirror goes on from its checkpoint as \
                               soon as the operator runs again."
                         .to_owned(),
@@ -306,7 +307,7 @@ fn validated(key: &MirrorKey, dereferenced: Dereferenced) -> Option<Validated> {
         Dereferenced::Unreadable(identity) => {
             // The reader's own message may repeat what is in the resource.
             let problem = Problem {
-                reason: "InvalidSpec",
+                reason: Reason::InvalidSpec,
                 message: "The resource cannot be read by this version of the operator: compare it \
                           with `kubectl explain mongomirror.spec`, and apply the operator's own \
                           CustomResourceDefinition."
@@ -385,7 +386,7 @@ mod tests {
             secret: "a".into(),
         };
         let spec = "source: {uriSecretRef: {name: a}, database: x}";
-        let forbidden = Err(problem("SecretForbidden", true, &error));
+        let forbidden = Err(problem(Reason::SecretForbidden, true, &error));
         let Some(Desired::Unavailable { problem, .. }) = desired_of(found(spec, forbidden)) else {
             panic!("not unavailable");
         };

@@ -9,6 +9,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder};
 
+use crate::reason::Reason;
 use crate::resource::MongoMirrorStatus;
 use crate::resource::status::{
     Condition, ConditionStatus, Phase, RequestKind, RequestState, VerificationStatus, condition,
@@ -53,10 +54,15 @@ fn between(before: &MongoMirrorStatus, now: &MongoMirrorStatus) -> Vec<Event> {
     }
     match (problem(before), problem(now)) {
         (before, Some(now)) if before.is_none_or(|before| before.reason != now.reason) => {
-            events.push(warning(&now.reason, "Mirror", &now.message));
+            events.push(event(
+                EventType::Warning,
+                &now.reason,
+                "Mirror",
+                &now.message,
+            ));
         }
         (Some(_), None) if before.phase == now.phase => {
-            events.push(normal("Recovered", "Mirror", &now.message));
+            events.push(normal(Reason::Recovered, "Mirror", &now.message));
         }
         _ => {}
     }
@@ -66,8 +72,11 @@ fn between(before: &MongoMirrorStatus, now: &MongoMirrorStatus) -> Vec<Event> {
         events.push(of_verification(last, now));
     }
     for (type_, over) in [
-        (condition::DEGRADED, "Healed"),
-        (condition::OPLOG_HEADROOM_LOW, "OplogHeadroomSufficient"),
+        (condition::DEGRADED, Reason::Healed),
+        (
+            condition::OPLOG_HEADROOM_LOW,
+            Reason::OplogHeadroomSufficient,
+        ),
     ] {
         let Some(seen) = now.condition(type_) else {
             continue;
@@ -75,13 +84,13 @@ fn between(before: &MongoMirrorStatus, now: &MongoMirrorStatus) -> Vec<Event> {
         let was = is_true(before.condition(type_));
         match (was, is_true(Some(seen))) {
             // The one is told as what a verification came to.
-            (false, true) if seen.reason == "DifferencesFound" => {}
+            (false, true) if Reason::DifferencesFound == seen.reason.as_str() => {}
             (false, true) => {
                 let reason = match type_ {
-                    condition::OPLOG_HEADROOM_LOW => type_,
+                    condition::OPLOG_HEADROOM_LOW => Reason::OplogHeadroomLow.as_str(),
                     _ => &seen.reason,
                 };
-                events.push(warning(reason, "Mirror", &seen.message));
+                events.push(event(EventType::Warning, reason, "Mirror", &seen.message));
             }
             (true, false) => events.push(normal(over, "Mirror", &seen.message)),
             _ => {}
@@ -92,8 +101,8 @@ fn between(before: &MongoMirrorStatus, now: &MongoMirrorStatus) -> Vec<Event> {
             continue;
         }
         events.extend(match (one.kind, one.state) {
-            (_, RequestState::Refused) => Some(warning("RequestRefused", "Ask", &one.result)),
-            (RequestKind::Sync, _) => Some(normal("Synced", "Ask", &one.result)),
+            (_, RequestState::Refused) => Some(warning(Reason::RequestRefused, "Ask", &one.result)),
+            (RequestKind::Sync, _) => Some(normal(Reason::Synced, "Ask", &one.result)),
             // What it came to is told as such.
             (RequestKind::Verify, _) => None,
         });
@@ -101,18 +110,18 @@ fn between(before: &MongoMirrorStatus, now: &MongoMirrorStatus) -> Vec<Event> {
     let known = |name: &String| before.unsupported.iter().any(|one| one.name == *name);
     for new in now.unsupported.iter().filter(|one| !known(&one.name)) {
         let note = format!("{} is not mirrored: {}", new.name, new.reason);
-        events.push(warning("NotMirrored", "Mirror", &note));
+        events.push(warning(Reason::NotMirrored, "Mirror", &note));
     }
     events
 }
 
 fn of_phase(before: Phase, now: &MongoMirrorStatus) -> Option<Event> {
     let (reason, action) = match now.phase {
-        Phase::Pending if before == Phase::Paused => ("Resumed", "Resume"),
-        Phase::Paused => ("Paused", "Pause"),
-        Phase::Copying => ("Copying", "Copy"),
-        Phase::CatchingUp => ("CatchingUp", "Mirror"),
-        Phase::Mirroring => ("Mirroring", "Mirror"),
+        Phase::Pending if before == Phase::Paused => (Reason::Resumed, "Resume"),
+        Phase::Paused => (Reason::Paused, "Pause"),
+        Phase::Copying => (Reason::Copying, "Copy"),
+        Phase::CatchingUp => (Reason::CatchingUp, "Mirror"),
+        Phase::Mirroring => (Reason::Mirroring, "Mirror"),
         // What failed is told as a problem.
         Phase::Pending | Phase::Failed => return None,
     };
@@ -123,7 +132,7 @@ fn of_phase(before: Phase, now: &MongoMirrorStatus) -> Option<Event> {
 fn problem(status: &MongoMirrorStatus) -> Option<&Condition> {
     let retries = status
         .condition(condition::RECONCILING)
-        .is_some_and(|seen| seen.reason == "Retrying");
+        .is_some_and(|seen| Reason::Retrying == seen.reason.as_str());
     let is_wrong = retries || is_true(status.condition(condition::STALLED));
     status.condition(condition::READY).filter(|_| is_wrong)
 }
@@ -132,9 +141,9 @@ fn of_verification(last: &VerificationStatus, now: &MongoMirrorStatus) -> Event 
     let verified = now.condition(condition::VERIFIED);
     let note = verified.map_or("", |verified| verified.message.as_str());
     if last.differences == 0 {
-        normal("Verified", "Verify", note)
+        normal(Reason::Verified, "Verify", note)
     } else {
-        warning("DifferencesFound", "Verify", note)
+        warning(Reason::DifferencesFound, "Verify", note)
     }
 }
 
@@ -142,12 +151,12 @@ fn is_true(condition: Option<&Condition>) -> bool {
     condition.is_some_and(|condition| condition.status == ConditionStatus::True)
 }
 
-fn normal(reason: &str, action: &str, note: &str) -> Event {
-    event(EventType::Normal, reason, action, note)
+fn normal(reason: Reason, action: &str, note: &str) -> Event {
+    event(EventType::Normal, reason.as_str(), action, note)
 }
 
-fn warning(reason: &str, action: &str, note: &str) -> Event {
-    event(EventType::Warning, reason, action, note)
+fn warning(reason: Reason, action: &str, note: &str) -> Event {
+    event(EventType::Warning, reason.as_str(), action, note)
 }
 
 fn event(type_: EventType, reason: &str, action: &str, note: &str) -> Event {
@@ -303,7 +312,7 @@ mod tests {
     #[test]
     fn a_long_note_is_cut_between_characters() {
         let note = "ü".repeat(NOTE_BYTES);
-        let cut = normal("Mirroring", "Mirror", &note).note.unwrap();
+        let cut = normal(Reason::Mirroring, "Mirror", &note).note.unwrap();
         assert_eq!(cut.len(), NOTE_BYTES);
     }
 }

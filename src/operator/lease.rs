@@ -350,8 +350,8 @@ mod tests {
         assert_eq!(decide(Some(&held), after(7)), Step::Take);
         for odd in [None, Some(-1)] {
             let held = seen(Some("a"), odd, since);
-            assert_eq!(decide(Some(&held), after(9)), Step::Wait);
-            assert_eq!(decide(Some(&held), after(10)), Step::Take);
+            assert_eq!(decide(Some(&held), after(8)), Step::Wait);
+            assert_eq!(decide(Some(&held), after(9)), Step::Take);
         }
     }
 

@@ -228,6 +228,7 @@ mod tests {
     use crate::engine::headroom::{Left, Trend};
     use crate::engine::position::ClusterTime;
     use crate::engine::progress::{Problem, Progress, Unsupported};
+    use crate::reason::Reason;
     use crate::resource::status::Condition;
     use crate::runner::registry::tests::{listing, mirroring};
     use crate::runner::registry::{Listing, MirrorKey};
@@ -259,7 +260,7 @@ mod tests {
         words.join(" ")
     }
 
-    fn problem(reason: &'static str, needs_human: bool) -> Problem {
+    fn problem(reason: Reason, needs_human: bool) -> Problem {
         Problem {
             reason,
             message: "it is so".into(),
@@ -414,7 +415,10 @@ mod tests {
                 now(),
             )
         };
-        let stalled = with(problem("TargetForbidden", true), progress::Phase::Failed);
+        let stalled = with(
+            problem(Reason::TargetForbidden, true),
+            progress::Phase::Failed,
+        );
         assert_eq!(
             summary(&stalled),
             "Ready=False/TargetForbidden SourceConnected=Unknown/NotTried \
@@ -427,7 +431,10 @@ mod tests {
         assert_eq!(stalled.message, "it is so");
         assert_eq!(condition(&stalled, condition::READY).message, "it is so");
 
-        let waiting = with(problem("SecretNotFound", false), progress::Phase::Pending);
+        let waiting = with(
+            problem(Reason::SecretNotFound, false),
+            progress::Phase::Pending,
+        );
         assert_eq!(
             summary(&waiting),
             "Ready=False/SecretNotFound SourceConnected=Unknown/NotTried \
@@ -442,7 +449,7 @@ mod tests {
     fn a_lost_source_is_told_by_side() {
         let mut progress = consistent();
         progress.source.set(false, "h:27017 does not answer");
-        progress.problem = Some(problem("SourceUnreachable", false));
+        progress.problem = Some(problem(Reason::SourceUnreachable, false));
         let status = status_of(progress, &MongoMirrorStatus::default());
         assert_eq!(
             summary(&status),
@@ -458,7 +465,7 @@ mod tests {
     #[test]
     fn a_mirror_that_lost_its_secret_still_replicates() {
         let mut listing = listing(consistent());
-        listing.problem = Some(problem("SecretNotFound", false));
+        listing.problem = Some(problem(Reason::SecretNotFound, false));
         let status = status(
             &snapshot(listing),
             3,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::spec::{LimitsSpec, MongoMirrorSpec, OnHistoryLost, SecretKeyRef, VerificationSpec};
+use crate::reason::Reason;
 
 /// Databases of MongoDB itself, and the one in which mirrors keep their checkpoints.
 const RESERVED: &[&str] = &["admin", "config", "local", "mongomirror"];
@@ -61,12 +62,12 @@ pub enum SpecError {
 
 impl SpecError {
     /// One word for programs.
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Field { .. } | Self::DefaultTargetTooLong => "InvalidSpec",
-            Self::SourceForbidden(_) => "SourceForbidden",
-            Self::TargetForbidden(_) => "TargetForbidden",
-            Self::SameDatabase(_) => "SameDatabase",
+            Self::Field { .. } | Self::DefaultTargetTooLong => Reason::InvalidSpec,
+            Self::SourceForbidden(_) => Reason::SourceForbidden,
+            Self::TargetForbidden(_) => Reason::TargetForbidden,
+            Self::SameDatabase(_) => Reason::SameDatabase,
         }
     }
 }

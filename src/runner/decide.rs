@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::engine::config::MirrorConfig;
 use crate::engine::progress::Problem;
+use crate::reason::Reason;
 use crate::resource::validation::ValidSpec;
 
 /// What is asked for.
@@ -74,9 +75,9 @@ pub enum Why {
     /// It is switched off.
     Paused,
     /// It cannot be run, for this reason.
-    Problem(&'static str),
+    Problem(Reason),
     /// It cannot be started again, for this reason; what runs is still what the spec asks for.
-    RunsOn(&'static str),
+    RunsOn(Reason),
     /// The resource is gone.
     Gone,
 }
@@ -223,7 +224,7 @@ mod tests {
 
     fn trouble() -> Problem {
         Problem {
-            reason: "SecretNotFound",
+            reason: Reason::SecretNotFound,
             message: String::new(),
             needs_human: false,
             since: std::time::SystemTime::UNIX_EPOCH,
@@ -295,11 +296,11 @@ mod tests {
         let orders = Mirror::orders();
         assert_eq!(
             decide(&orders.unavailable(), orders.current()),
-            Decision::Keep(Why::RunsOn("SecretNotFound"))
+            Decision::Keep(Why::RunsOn(Reason::SecretNotFound))
         );
         assert_eq!(
             decide(&orders.unavailable(), None),
-            Decision::Keep(Why::Problem("SecretNotFound"))
+            Decision::Keep(Why::Problem(Reason::SecretNotFound))
         );
     }
 
@@ -312,7 +313,7 @@ mod tests {
         );
         assert_eq!(
             decide(&new.unavailable(), old.current()),
-            Decision::Stop(Why::Problem("SecretNotFound"))
+            Decision::Stop(Why::Problem(Reason::SecretNotFound))
         );
     }
 
@@ -321,7 +322,7 @@ mod tests {
         let refused = Desired::Refused { problem: trouble() };
         assert_eq!(
             decide(&refused, Mirror::orders().current()),
-            Decision::Stop(Why::Problem("SecretNotFound"))
+            Decision::Stop(Why::Problem(Reason::SecretNotFound))
         );
     }
 }

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::registry::{MirrorKey, Registry, Snapshot};
 use super::words;
 use crate::engine::progress::Phase;
+use crate::reason::Reason;
 
 /// How often the mirrors are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -18,7 +19,7 @@ const COPY_EVERY: Duration = Duration::from_secs(10);
 /// What was logged of a mirror.
 struct Told {
     phase: Phase,
-    trouble: Option<(&'static str, String)>,
+    trouble: Option<(Reason, String)>,
     copy_at: Instant,
 }
 
@@ -55,7 +56,7 @@ fn tell(told: &mut BTreeMap<MirrorKey, Told>, snapshot: &Snapshot) {
 
     match &trouble {
         Some((reason, message)) if is_new_trouble || is_new_phase => {
-            tracing::warn!(mirror = %snapshot.key, ?phase, reason, "{message}");
+            tracing::warn!(mirror = %snapshot.key, ?phase, %reason, "{message}");
         }
         Some(_) => {}
         None if is_new_phase || is_new_trouble && before.is_some() || tells_copy => {

@@ -23,6 +23,7 @@ use crate::engine::finish as engine_finish;
 use crate::engine::mirror;
 use crate::engine::progress::{Phase, Problem, Progress};
 use crate::engine::request::Request;
+use crate::reason::Reason;
 
 /// Ends a mirror for good: arms its target, within a bounded time, and says what came of it. The
 /// mirror must have stopped.
@@ -34,7 +35,7 @@ pub async fn finish(config: MirrorConfig) {
         ),
         Err(error) => tracing::warn!(
             mirror = %config.name,
-            reason = error.reason(),
+            reason = %error.reason(),
             "the target could not be armed: {error}; its TTL indexes do not expire, see \
              docs/limits.md"
         ),
@@ -124,7 +125,7 @@ async fn supervise(
                 publish.send_modify(|progress| {
                     progress.phase = Phase::Failed;
                     progress.problem = Some(Problem {
-                        reason: "InternalError",
+                        reason: Reason::InternalError,
                         message: format!(
                             "an internal error stopped the mirror; it starts again in {} s. \
                              Please report the log lines around this time.",

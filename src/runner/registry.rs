@@ -300,6 +300,7 @@ fn copying(sync: &InitialSync) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::reason::Reason;
 
     /// A mirror that follows its source without trouble.
     pub(crate) fn mirroring(now: SystemTime) -> Progress {
@@ -346,7 +347,7 @@ pub(crate) mod tests {
     #[test]
     fn a_problem_outside_of_the_engine_comes_first() {
         let problem = |message: &str| Problem {
-            reason: "X",
+            reason: Reason::SourceError,
             message: message.into(),
             needs_human: true,
             since: SystemTime::UNIX_EPOCH,

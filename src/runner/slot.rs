@@ -273,6 +273,7 @@ pub fn at_rest(progress: Progress, phase: Phase) -> Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reason::Reason;
     use crate::resource::MongoMirrorSpec;
     use crate::runner::translate::{SecretValues, Secrets, desired};
 
@@ -302,7 +303,10 @@ mod tests {
         let mut slot = Slot::new(key(), registry.clone());
 
         let waits = settle(&mut slot, ON, None).await;
-        assert_eq!(waits, (Why::Problem("SecretNotFound"), Phase::Pending));
+        assert_eq!(
+            waits,
+            (Why::Problem(Reason::SecretNotFound), Phase::Pending)
+        );
         assert!(slot.progress().is_none());
 
         let (why, _) = settle(&mut slot, ON, Some(NOWHERE)).await;
@@ -310,7 +314,7 @@ mod tests {
         assert!(slot.progress().is_some());
 
         let (why, _) = settle(&mut slot, ON, None).await;
-        assert_eq!(why, Why::RunsOn("SecretNotFound"));
+        assert_eq!(why, Why::RunsOn(Reason::SecretNotFound));
         let message = registry.snapshot(&key()).unwrap().message();
         assert!(message.contains("goes on"), "{message}");
 
@@ -319,7 +323,10 @@ mod tests {
         assert!(slot.progress().is_none());
 
         let wrong = settle(&mut slot, WRONG, Some(NOWHERE)).await;
-        assert_eq!(wrong, (Why::Problem("SourceForbidden"), Phase::Failed));
+        assert_eq!(
+            wrong,
+            (Why::Problem(Reason::SourceForbidden), Phase::Failed)
+        );
 
         slot.close().await;
         assert!(registry.snapshot(&key()).is_none());

@@ -13,6 +13,7 @@ use crate::engine::config::{Endpoint, Limits, MirrorConfig, OnHistoryLost};
 use crate::engine::connection::uri::{ConnectionUri, UriError};
 use crate::engine::progress::Problem;
 use crate::engine::selection::{Selection, SelectionError};
+use crate::reason::Reason;
 use crate::resource::spec::{self, MongoMirrorSpec, SecretKeyRef};
 use crate::resource::validation::{self, SpecError, ValidSide, ValidSpec};
 
@@ -86,13 +87,13 @@ pub enum TranslateError {
 
 impl TranslateError {
     /// One word for programs.
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::SecretNotFound { .. } => "SecretNotFound",
-            Self::SecretKeyMissing { .. } => "SecretKeyMissing",
-            Self::NotText { .. } | Self::InvalidUri { .. } => "InvalidUri",
+            Self::SecretNotFound { .. } => Reason::SecretNotFound,
+            Self::SecretKeyMissing { .. } => Reason::SecretKeyMissing,
+            Self::NotText { .. } | Self::InvalidUri { .. } => Reason::InvalidUri,
             Self::SameDatabase(error) => error.reason(),
-            Self::Selection(_) => "InvalidSpec",
+            Self::Selection(_) => Reason::InvalidSpec,
         }
     }
 
@@ -108,7 +109,7 @@ impl TranslateError {
 
 /// Reports an error as a mirror's problem, causes included.
 pub fn problem(
-    reason: &'static str,
+    reason: Reason,
     needs_human: bool,
     error: &(dyn std::error::Error + 'static),
 ) -> Problem {

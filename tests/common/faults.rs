@@ -49,7 +49,7 @@ pub async fn has_problem(mirror: &MirrorHandle, reasons: &[&str]) -> Progress {
         progress
             .problem
             .as_ref()
-            .is_some_and(|problem| reasons.contains(&problem.reason))
+            .is_some_and(|problem| reasons.contains(&problem.reason.as_str()))
     })
     .await
 }

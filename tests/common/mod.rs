@@ -22,10 +22,12 @@ use futures::TryStreamExt;
 use mongodb::{Client, Database};
 use mongomirror::engine::config::{Endpoint, Limits, MirrorConfig, OnHistoryLost};
 use mongomirror::engine::connection::uri::ConnectionUri;
-use mongomirror::engine::progress::{Phase, Progress};
+use mongomirror::engine::progress::{Phase, Progress, VerificationResult};
+use mongomirror::engine::request::Request;
 use mongomirror::engine::selection::Selection;
 use mongomirror::runner::MirrorHandle;
 use testbed::{ReplicaSet, Version};
+use tokio::sync::oneshot;
 
 /// Longest wait for anything in a test; reaching it is a failure.
 pub const PATIENCE: Duration = Duration::from_secs(90);
@@ -177,6 +179,14 @@ pub async fn definitions(db: &Database) -> BTreeMap<String, String> {
                 options.remove(name);
             }
         }
+        // What servers that are careful note of time series.
+        let noted = options.get_document("storageEngine").is_ok_and(|it| {
+            let engine = it.to_string();
+            engine.contains("timeseriesBucketsMayHaveMixedSchemaData")
+        });
+        if noted {
+            options.remove("storageEngine");
+        }
         // Documented differences while mirroring: nothing expires, nothing is evicted.
         options.remove("expireAfterSeconds");
         if options.get_bool("capped").unwrap_or(false) {
@@ -310,4 +320,16 @@ pub fn order(n: i32) -> Document {
         "note": "x".repeat(700),
         "nothing": Bson::Null,
     }
+}
+
+/// Has both sides compared.
+pub async fn verify(mirror: &MirrorHandle) -> VerificationResult {
+    let (done, result) = oneshot::channel();
+    let request = Request::Verify { done };
+    mirror.requests().send(request).await.unwrap();
+    let result = tokio::time::timeout(PATIENCE, result).await;
+    result
+        .expect("in time")
+        .expect("an answer")
+        .expect("success")
 }

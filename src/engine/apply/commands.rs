@@ -56,6 +56,12 @@ pub struct Command {
 }
 
 impl Command {
+    /// The name of the collection that it writes to.
+    pub fn collection(&self) -> Option<&str> {
+        let first = Elements::new(self.body.as_bytes()).next()?.ok()?;
+        first.as_str()
+    }
+
     /// The `_id` of one of its statements.
     pub fn id(&self, statement: usize) -> Option<Value> {
         let body = self.body.as_bytes();

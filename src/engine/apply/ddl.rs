@@ -7,7 +7,7 @@ use bson::{Document, doc};
 
 use crate::engine::command::Commands;
 use crate::engine::error::{Error, Result, Side, code};
-use crate::engine::state::uuid_of;
+use crate::engine::state::{BUCKETS, uuid_of};
 use crate::engine::stream::event::Uuid;
 use crate::engine::writes::Write;
 
@@ -115,6 +115,20 @@ pub async fn modify(target: &Commands, name: &str, changes: &Document) -> Result
     command.insert("writeConcern", doc! {"w": "majority"});
     target.write_long(Write::ModifyCollection, command).await?;
     Ok(())
+}
+
+/// The option of `collMod` that says so; older servers do not know it.
+pub const MIXED_SCHEMA: &str = "timeseriesBucketsMayHaveMixedSchemaData";
+
+/// Lets a time series hold buckets in which a field has values of several types; see
+/// [`code::MIXED_SCHEMA`]. `buckets` is the collection of its buckets.
+///
+/// # Errors
+/// What the exchange met.
+pub async fn allow_mixed_schema(target: &Commands, buckets: &str) -> Result<()> {
+    let name = buckets.strip_prefix(BUCKETS).unwrap_or(buckets);
+    let allowed = doc! {MIXED_SCHEMA: true};
+    modify(target, name, &allowed).await
 }
 
 /// Drops an index by name.

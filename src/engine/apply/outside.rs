@@ -13,6 +13,7 @@
 use bson::doc;
 
 use super::commands::{Command, Place, by_collection, encode, put, remove};
+use super::ddl;
 use super::documents::Shares;
 use super::gather::{CollectionIndex, Entity, Outcome};
 use super::in_order::Missing;
@@ -136,6 +137,12 @@ impl Writer {
                 Ok(Ran::Hindered(error))
             }
             Err(error) if error.code() == Some(code::NAME_TWICE) => Ok(Ran::Hindered(error)),
+            Err(error) if error.code() == Some(code::MIXED_SCHEMA) => {
+                if let Some(name) = command.collection() {
+                    ddl::allow_mixed_schema(&self.target, name).await?;
+                }
+                Ok(Ran::Hindered(error))
+            }
             Err(error) if error.is_refused_for_certain() => Ok(Ran::Refused(error)),
             Err(error) => Err(error),
         }

@@ -32,6 +32,12 @@ impl Steps {
         (self.from < self.all).then_some(self.from..self.until)
     }
 
+    /// So many of what was sent are there, and nothing stands against the others any more.
+    pub fn taken_some(&mut self, some: usize) {
+        self.from = (self.from + some).min(self.until);
+        self.until = self.all;
+    }
+
     /// All that was sent is there; twice as much comes next.
     pub fn taken(&mut self) {
         let sent = self.until - self.from;

@@ -26,7 +26,7 @@ use crate::engine::bson::order::Value;
 use crate::engine::bson::scan::find;
 use crate::engine::command::{number, within};
 use crate::engine::connection::probe::operation_time;
-use crate::engine::error::{Error, Result, Side};
+use crate::engine::error::{Error, Result, Side, code};
 use crate::engine::position::ClusterTime;
 use crate::engine::quarantine::Refused;
 use crate::engine::snapshot::{Order, READ_LIMIT, ReadEnd, SnapshotFind, next};
@@ -221,6 +221,10 @@ impl Lane {
             let whole = is_whole.then(|| array.as_bytes());
             match self.insert_some(place, whole, &documents[now]).await {
                 Ok(()) => steps.taken(),
+                Err(error) if error.code() == Some(code::MIXED_SCHEMA) => {
+                    ddl::allow_mixed_schema(&self.target, place.name).await?;
+                    steps.taken_some(error.statement().unwrap_or(0));
+                }
                 Err(error) if error.is_refused_for_certain() => {
                     let Some(one) = steps.refused(0, error.statement()) else {
                         continue;

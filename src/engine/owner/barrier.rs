@@ -282,7 +282,9 @@ impl Owner<'_> {
     }
 
     async fn modified(&mut self, event: &Event<'_>) -> Result<()> {
-        let changes = description(event)?;
+        let mut changes = description(event)?;
+        // The target is told when it asks for it.
+        changes.remove(ddl::MIXED_SCHEMA);
         let Some(collection) = self.known(event) else {
             let is_face = changes.get_str("viewOn").is_ok_and(is_buckets);
             let is_view = event.uuid.is_none() && !is_face && self.takes_part(event.collection);

@@ -51,7 +51,7 @@ impl Owner<'_> {
     /// until a batch is written.
     fn source_answers(&mut self) {
         self.progress.source.set(true, "");
-        let target = |problem: &Problem| problem.reason.starts_with("Target");
+        let target = |problem: &Problem| problem.reason.as_str().starts_with("Target");
         if self.in_flight.is_none() || !self.progress.problem.as_ref().is_some_and(target) {
             self.clear_problem();
         }

@@ -16,6 +16,7 @@ use crate::engine::command::{Commands, within};
 use crate::engine::error::{Error, Result, Side, code};
 use crate::engine::position::{ClusterTime, Position, ResumeToken, StartPoint};
 use crate::engine::stream::slim::{Steps, Unreadable, View};
+use crate::reason::Reason;
 
 /// How long the server holds an empty reply back. It also bounds how late the end of a source
 /// transaction is seen on an idle source: only the next reply tells that it is complete.
@@ -246,7 +247,7 @@ impl Reader {
     }
 
     /// Reads until something breaks.
-    async fn read_on(&mut self, pause: &mut Duration, lost: &mut Option<&str>) -> Result<Read> {
+    async fn read_on(&mut self, pause: &mut Duration, lost: &mut Option<Reason>) -> Result<Read> {
         let view = self.steps.view();
         let start = Some(&self.position.start);
         let mut cursor = open(&self.source, start, self.flags, view, self.limit).await?;
