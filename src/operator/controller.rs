@@ -55,6 +55,8 @@ pub struct Context {
     pub recorder: Recorder,
     /// Where mirrors are listed.
     pub registry: Registry,
+    /// The process is to end, and not only the leadership of this one.
+    pub shutdown: CancellationToken,
     /// The resources as last seen.
     pub mirrors: Mirrors,
     /// The Secrets' metadata as last seen.
@@ -260,8 +262,9 @@ impl Keeper {
     }
 
     /// The operator ends: stops the mirror and says so, so that no status looks alive that is not.
+    /// If leadership is lost, that is for the next leader to say.
     async fn retire(mut self) {
-        if self.slot.progress().is_some() {
+        if self.slot.progress().is_some() && self.context.shutdown.is_cancelled() {
             self.slot
                 .rest(Problem {
                     reason: Reason::OperatorStopped,

@@ -229,7 +229,8 @@ impl Election {
         while renewed.elapsed() + pause + REQUEST <= DEADLINE {
             tokio::time::sleep(pause).await;
             let asked = Instant::now();
-            match self.renew_once(lease).await {
+            let renewed_once = timeout(REQUEST, self.renew_once(lease)).await;
+            match renewed_once.unwrap_or_else(|_| Err(NotRenewed::Failed(no_answer()))) {
                 Ok(()) => (*renewed, pause) = (asked, RENEW),
                 Err(NotRenewed::Taken) => return,
                 Err(NotRenewed::Failed(error)) => {
@@ -314,8 +315,12 @@ async fn in_time<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Re
             status.message
         )),
         Ok(Err(error)) => Err(words::root_cause(&error)),
-        Err(_) => Err(format!("no answer within {} ms", REQUEST.as_millis())),
+        Err(_) => Err(no_answer()),
     }
+}
+
+fn no_answer() -> String {
+    format!("no answer within {} ms", REQUEST.as_millis())
 }
 
 #[cfg(test)]

@@ -120,12 +120,12 @@ pub async fn run(
     let client =
         Client::try_from(config).map_err(|error| OperatorError::Client(Box::new(error)))?;
     let work = async |term: CancellationToken| {
-        Operator::new(client.clone(), registry.clone())
+        Operator::new(client.clone(), registry.clone(), stop.clone())
             .run(namespace, &readiness, term)
             .await;
     };
     let Some(election) = options.election else {
-        work(stop).await;
+        work(stop.clone()).await;
         return Ok(());
     };
     let election = Election::new(client.clone(), election.namespace, election.name);
@@ -147,7 +147,7 @@ struct Operator {
 }
 
 impl Operator {
-    fn new(client: Client, registry: Registry) -> Self {
+    fn new(client: Client, registry: Registry, shutdown: CancellationToken) -> Self {
         let (mirrors_reader, mirrors) = reflector::store();
         let (secrets_reader, secrets) = reflector::store();
         Self {
@@ -155,6 +155,7 @@ impl Operator {
                 recorder: Recorder::new(client.clone(), reporter()),
                 client,
                 registry,
+                shutdown,
                 mirrors: mirrors_reader,
                 secrets: secrets_reader,
             }),

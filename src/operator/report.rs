@@ -7,6 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::conditions::{Past, conditions, truncated};
 use crate::engine::headroom::Headroom;
 use crate::engine::progress::{self, InitialSync, VerificationResult};
+use crate::reason::Reason;
 use crate::resource::status::{
     ApplyForm, ConditionStatus, InitialSyncStatus, MongoMirrorStatus, OplogHeadroomStatus, Phase,
     RequestStatus, UNKNOWN_LAG, UnsupportedStatus, VerificationStatus, condition,
@@ -58,7 +59,7 @@ pub fn status(
     };
     let consistent_at = match progress.consistent_at {
         Some(time) => Some(Time(words::timestamp(time.as_system_time()))),
-        None if is_at_rest => past.consistent_at.clone(),
+        None if phase == Phase::Paused && ended_in_order(past) => past.consistent_at.clone(),
         None => None,
     };
     let unsupported = if progress.unsupported.is_empty() && is_at_rest {
@@ -181,6 +182,14 @@ fn initial_sync(sync: &InitialSync) -> InitialSyncStatus {
     }
 }
 
+/// Whether this status was the last word of a mirror: otherwise nobody knows what its last batch
+/// did.
+fn ended_in_order(past: &MongoMirrorStatus) -> bool {
+    let ready = past.condition(condition::READY);
+    let stopped = ready.is_some_and(|ready| Reason::OperatorStopped == ready.reason.as_str());
+    past.phase == Phase::Paused || stopped
+}
+
 fn verification(result: &VerificationResult) -> VerificationStatus {
     let time = |time: SystemTime| Time(words::timestamp(time));
     VerificationStatus {
@@ -228,7 +237,6 @@ mod tests {
     use crate::engine::headroom::{Left, Trend};
     use crate::engine::position::ClusterTime;
     use crate::engine::progress::{Problem, Progress, Unsupported};
-    use crate::reason::Reason;
     use crate::resource::status::Condition;
     use crate::runner::registry::tests::{listing, mirroring};
     use crate::runner::registry::{Listing, MirrorKey};
@@ -353,8 +361,10 @@ mod tests {
 
     #[test]
     fn a_paused_mirror_is_ready_and_keeps_what_it_knew() {
-        let before = status_of(consistent(), &MongoMirrorStatus::default());
-        let mut paused = listing(at_rest(Progress::default(), progress::Phase::Paused));
+        let at_rest = |progress| at_rest(progress, progress::Phase::Paused);
+        let before = status_of(at_rest(consistent()), &MongoMirrorStatus::default());
+        assert!(before.consistent_at.is_some());
+        let mut paused = listing(at_rest(Progress::default()));
         paused.enabled = false;
         let status = status(&snapshot(paused), 4, &before, Vec::new(), now());
         assert_eq!(
@@ -373,6 +383,15 @@ mod tests {
         assert_eq!(status.consistent_at, before.consistent_at);
         assert_eq!(status.initial_sync, before.initial_sync);
         assert!(status.message.contains("spec.enabled"));
+    }
+
+    #[test]
+    fn a_mirror_that_did_not_end_in_order_is_not_said_to_be_consistent() {
+        let running = status_of(consistent(), &MongoMirrorStatus::default());
+        for phase in [progress::Phase::Paused, progress::Phase::Failed] {
+            let rest = at_rest(Progress::default(), phase);
+            assert_eq!(status_of(rest, &running).consistent_at, None);
+        }
     }
 
     #[test]

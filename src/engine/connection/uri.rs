@@ -27,6 +27,13 @@ pub enum UriError {
     /// `%` not followed by two hex digits, or a character that must be percent-encoded.
     #[error("{0} of the connection string must be percent-encoded (for example @ as %40)")]
     Encoding(&'static str),
+    /// A user or password in which a `?` or a `/` is not encoded is read as options: nothing of
+    /// that may be shown.
+    #[error(
+        "the connection string has an @ behind its first / or ?: in a user or password write / as \
+         %2F, ? as %3F and @ as %40, in an option @ as %40"
+    )]
+    CredentialsInOptions,
     /// `name` without `=value`.
     #[error("the connection string's option {0:?} has no value")]
     NoValue(String),
@@ -254,6 +261,9 @@ fn check_options(options: &str, srv: bool) -> Result<Vec<&str>, UriError> {
     let mut accepted = Vec::new();
     let mut seen = Vec::new();
     let (mut plain, mut tls) = (false, srv);
+    if options.contains('@') {
+        return Err(UriError::CredentialsInOptions);
+    }
     for pair in options.split('&').filter(|pair| !pair.is_empty()) {
         let (option, value) = pair
             .split_once('=')
@@ -347,6 +357,24 @@ mod tests {
             "mongodb://[::1]:27017/?directConnection=true",
         ] {
             ConnectionUri::parse(uri).unwrap_or_else(|error| panic!("{uri}: {error}"));
+        }
+    }
+
+    #[test]
+    fn a_password_that_is_read_as_options_is_not_repeated() {
+        for uri in [
+            "mongodb://admin:2024?Secret@h/?replicaSet=r",
+            "mongodb://admin:2024?Secret=7@h",
+            "mongodb://admin:2024?x&Secret@h/admin?tls=true",
+            "mongodb://admin:2024/Secret@h/admin?tls=true",
+            "mongodb://admin:2024/Secret?7@h",
+            "mongodb://admin:Secret Wahl@h",
+            "mongodb://admin:Se:cret@h",
+        ] {
+            let error = ConnectionUri::parse(uri).unwrap_err().to_string();
+            for part in ["Secret", "2024", "cret", "Wahl", "admin"] {
+                assert!(!error.contains(part), "{uri}: {error}");
+            }
         }
     }
 
