@@ -5,6 +5,7 @@ mod follow;
 mod manifest;
 mod operator;
 mod printer;
+mod roles;
 mod run;
 mod signals;
 
@@ -44,6 +45,7 @@ struct Arguments {
 enum Command {
     Operator(operator::Arguments),
     Run(run::Arguments),
+    Roles(roles::Arguments),
     /// Print the CustomResourceDefinition.
     ///
     /// Apply it before the operator: mongomirror crd | kubectl apply -f -
@@ -68,9 +70,16 @@ pub fn main() -> ExitCode {
 }
 
 fn execute(command: Command, printer: &Printer) -> Result<(), Box<dyn Error>> {
-    if let Command::Crd = command {
-        printer.result(&crd::yaml());
-        return Ok(());
+    match &command {
+        Command::Crd => {
+            printer.result(&crd::yaml());
+            return Ok(());
+        }
+        Command::Roles(arguments) => {
+            roles::execute(arguments, printer);
+            return Ok(());
+        }
+        Command::Operator(_) | Command::Run(_) => {}
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -80,7 +89,7 @@ fn execute(command: Command, printer: &Printer) -> Result<(), Box<dyn Error>> {
         match command {
             Command::Operator(arguments) => operator::execute(arguments, stop).await,
             Command::Run(arguments) => run::execute(arguments, printer, stop).await,
-            Command::Crd => Ok(()),
+            Command::Roles(_) | Command::Crd => Ok(()),
         }
     });
     // Everything worth waiting for was waited for.

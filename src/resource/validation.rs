@@ -196,7 +196,11 @@ fn is_reserved(database: &str) -> bool {
         .any(|reserved| is_same_name(reserved, database))
 }
 
-fn check_database(field: &str, database: &str) -> Result<String, SpecError> {
+/// A database's name, if MongoDB can have one of that name.
+///
+/// # Errors
+/// Says what is wrong with it.
+pub fn check_database(field: &str, database: &str) -> Result<String, SpecError> {
     const FORBIDDEN: &[char] = &[
         '/', '\\', '.', ' ', '"', '$', '*', '<', '>', ':', '|', '?', '\0',
     ];

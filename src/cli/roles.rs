@@ -1,0 +1,145 @@
+//! `mongomirror roles`
+
+use serde_json::{Value, json};
+
+use super::printer::Printer;
+use crate::resource::validation::{SpecError, check_database};
+
+/// Print the MongoDB roles that a mirror's users need, and nothing more.
+///
+/// Paste what it prints into mongosh, on the source and on the target.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// The source database: prints the role that reads it.
+    #[arg(long, value_name = "DATABASE", value_parser = database, required_unless_present = "target")]
+    source: Option<String>,
+
+    /// The target database: prints the role that writes it, and the mirror's own notes.
+    #[arg(long, value_name = "DATABASE", value_parser = database)]
+    target: Option<String>,
+
+    /// A time series of the source. May be given several times.
+    #[arg(long, value_name = "COLLECTION")]
+    time_series: Vec<String>,
+
+    /// Print JSON: a list of the documents of `createRole`.
+    #[arg(long)]
+    json: bool,
+}
+
+fn database(name: &str) -> Result<String, SpecError> {
+    check_database("the name", name)
+}
+
+pub fn execute(arguments: &Arguments, printer: &Printer) {
+    let series = &arguments.time_series;
+    let source = arguments.source.as_deref().map(|name| source(name, series));
+    let target = arguments.target.as_deref().map(|name| target(name, series));
+    if arguments.json {
+        let all: Vec<&Value> = source.iter().chain(&target).collect();
+        printer.result(&format!("{:#}\n", json!(all)));
+        return;
+    }
+    let mut text = String::new();
+    for (side, role) in [("source", source), ("target", target)] {
+        if let Some(role) = role {
+            text += &commands(side, &role);
+        }
+    }
+    printer.result(&text);
+}
+
+/// The role, and a user that has it, for mongosh.
+fn commands(side: &str, role: &Value) -> String {
+    let name = role["createRole"].as_str().unwrap_or_default();
+    let mut text = format!(
+        "// On the {side}.\ndb.getSiblingDB(\"admin\").runCommand({{\n  createRole: \"{name}\",\n  \
+         roles: [],\n  privileges: [\n"
+    );
+    for privilege in role["privileges"].as_array().into_iter().flatten() {
+        let (resource, actions) = (&privilege["resource"], &privilege["actions"]);
+        text += &format!("    {{resource: {resource},\n     actions: {actions}}},\n");
+    }
+    text += &format!(
+        "  ],\n}})\ndb.getSiblingDB(\"admin\").createUser({{\n  user: \"mongomirror-{side}\",\n  \
+         pwd: passwordPrompt(),\n  roles: [\"{name}\"],\n}})\n"
+    );
+    text
+}
+
+fn on(database: &str, collection: &str, actions: &[&str]) -> Value {
+    json!({"resource": {"db": database, "collection": collection}, "actions": actions})
+}
+
+/// Reads one database and its changes; and tells which replica set it is, and how far its oplog
+/// reaches back.
+fn source(database: &str, series: &[String]) -> Value {
+    const READ: [&str; 3] = ["find", "listIndexes", "collStats"];
+    let mut privileges = vec![
+        on(
+            database,
+            "",
+            &[
+                "find",
+                "changeStream",
+                "listCollections",
+                "listIndexes",
+                "collStats",
+            ],
+        ),
+        on(database, "system.js", &READ),
+        on(database, "system.views", &READ),
+        on("local", "oplog.rs", &["find", "collStats"]),
+        json!({"resource": {"cluster": true}, "actions": ["replSetGetConfig", "serverStatus"]}),
+    ];
+    privileges.extend(
+        series
+            .iter()
+            .map(|name| on(database, &format!("system.buckets.{name}"), &READ)),
+    );
+    json!({"createRole": format!("mongomirror-source-{database}"), "privileges": privileges, "roles": []})
+}
+
+/// Writes one database, whatever its validators say, and the mirror's own notes.
+fn target(database: &str, series: &[String]) -> Value {
+    const WRITE: [&str; 9] = [
+        "find",
+        "insert",
+        "update",
+        "remove",
+        "bypassDocumentValidation",
+        "createIndex",
+        "dropIndex",
+        "listIndexes",
+        "collMod",
+    ];
+    let collections = [
+        "collStats",
+        "convertToCapped",
+        "createCollection",
+        "dropCollection",
+        "listCollections",
+        "renameCollectionSameDB",
+    ];
+    let all: Vec<&str> = WRITE.iter().chain(&collections).copied().collect();
+    let notes = [
+        "find",
+        "insert",
+        "update",
+        "remove",
+        "createCollection",
+        "listCollections",
+    ];
+    let mut privileges = vec![
+        on(database, "", &all),
+        on(database, "system.js", &WRITE),
+        on(database, "system.views", &["find"]),
+        on("mongomirror", "", &notes),
+    ];
+    privileges.extend(
+        series
+            .iter()
+            .map(|name| on(database, &format!("system.buckets.{name}"), &WRITE)),
+    );
+    json!({"createRole": format!("mongomirror-target-{database}"), "privileges": privileges, "roles": []})
+}
