@@ -129,7 +129,7 @@ impl Keeper {
         let mut reconcile_at = Instant::now();
         loop {
             if reconcile_at <= Instant::now() {
-                let wait = match self.reconcile().await {
+                let wait = match self.reconcile(&stop).await {
                     Ok(Found::Gone) => {
                         tokio::select! {
                             () = stop.cancelled() => {}
@@ -152,7 +152,11 @@ impl Keeper {
                 };
                 reconcile_at = Instant::now() + wait;
             }
-            let report_at = self.report().await;
+            // The API server may be slow to answer, and leadership ends without it.
+            let report_at = tokio::select! {
+                () = stop.cancelled() => return self.retire().await,
+                report_at = self.report() => report_at,
+            };
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return self.retire().await,
@@ -164,8 +168,11 @@ impl Keeper {
     }
 
     /// Looks at everything and brings the mirror in line.
-    async fn reconcile(&mut self) -> Result<Found, SecretError> {
-        let dereferenced = self.dereference().await?;
+    async fn reconcile(&mut self, stop: &CancellationToken) -> Result<Found, SecretError> {
+        let dereferenced = tokio::select! {
+            () = stop.cancelled() => return Ok(Found::Resource),
+            dereferenced = self.dereference() => dereferenced?,
+        };
         let Some(validated) = validated(self.slot.key(), dereferenced) else {
             return Ok(Found::Gone);
         };

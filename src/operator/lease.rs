@@ -205,6 +205,10 @@ impl Election {
         });
         let asked = Instant::now();
         let taken = match (decide(seen.as_ref(), now), seen.as_ref()) {
+            // It may have been lost for want of an answer, and be ours still.
+            (Step::Wait, Some(seen)) if self.is_mine(&seen.lease) => {
+                self.replace(&seen.lease, renewed(&seen.lease)).await
+            }
             (Step::Wait, _) => return Ok(None),
             (Step::Take, Some(seen)) => self.replace(&seen.lease, self.taken(&seen.spec())).await,
             (Step::Create | Step::Take, _) => {
@@ -242,41 +246,32 @@ impl Election {
     }
 
     async fn renew_once(&self, lease: &mut Lease) -> Result<(), NotRenewed> {
-        let spec = LeaseSpec {
-            renew_time: Some(MicroTime(Timestamp::now())),
-            ..lease.spec.clone().unwrap_or_default()
-        };
-        match self.replace(lease, spec).await {
-            Ok(renewed) => {
-                *lease = renewed;
-                Ok(())
-            }
-            Err(error) => {
-                // Somebody may have annotated it, or an earlier renewal was carried out after all.
-                let there = in_time(self.leases.get_opt(&self.name)).await;
-                let there = there.map_err(NotRenewed::Failed)?;
-                let Some(there) = there else {
-                    return Err(NotRenewed::Taken);
-                };
-                let holder = there
-                    .spec
-                    .as_ref()
-                    .and_then(|it| it.holder_identity.clone());
-                if holder.as_deref() != Some(&self.me) {
-                    return Err(NotRenewed::Taken);
-                }
-                *lease = there;
-                Err(NotRenewed::Failed(error))
-            }
+        if let Ok(now) = self.replace(lease, renewed(lease)).await {
+            *lease = now;
+            return Ok(());
         }
+        // Somebody may have annotated it, or an earlier renewal was carried out after all.
+        let there = in_time(self.leases.get_opt(&self.name)).await;
+        let there = there.map_err(NotRenewed::Failed)?;
+        *lease = there
+            .filter(|there| self.is_mine(there))
+            .ok_or(NotRenewed::Taken)?;
+        let now = self.replace(lease, renewed(lease)).await;
+        *lease = now.map_err(NotRenewed::Failed)?;
+        Ok(())
+    }
+
+    fn is_mine(&self, lease: &Lease) -> bool {
+        let spec = lease.spec.as_ref();
+        let holder = spec.and_then(|spec| spec.holder_identity.as_ref());
+        holder == Some(&self.me)
     }
 
     /// The mirrors have stopped: the next operator need not wait.
     async fn release(&self, (lease, _): (Lease, Instant)) {
         let spec = LeaseSpec {
             holder_identity: Some(String::new()),
-            renew_time: Some(MicroTime(Timestamp::now())),
-            ..lease.spec.clone().unwrap_or_default()
+            ..renewed(&lease)
         };
         match self.replace(&lease, spec).await {
             Ok(_) => tracing::info!(lease = self.name, "the Lease is free"),
@@ -304,6 +299,14 @@ impl Election {
         };
         let replace = PostParams::default();
         in_time(self.leases.replace(&self.name, &replace, &lease)).await
+    }
+}
+
+/// The same holder, as of now.
+fn renewed(lease: &Lease) -> LeaseSpec {
+    LeaseSpec {
+        renew_time: Some(MicroTime(Timestamp::now())),
+        ..lease.spec.clone().unwrap_or_default()
     }
 }
 

@@ -177,6 +177,8 @@ impl Operator {
         let (mut saw_mirrors, mut saw_secrets) = (false, false);
         loop {
             tokio::select! {
+                // Whoever has lost the Lease must not say that it is ready any more.
+                biased;
                 () = stop.cancelled() => break,
                 Some(event) = mirrors.next() => match event {
                     Ok(event) => {

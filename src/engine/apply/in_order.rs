@@ -122,7 +122,10 @@ impl Writer {
         for command in first.into_iter().chain(last) {
             match self.run_outside(&command, written).await? {
                 Ran::AsExpected | Ran::Otherwise => {}
-                Ran::Hindered(_) if is_inserted && self.is_there(to, entity, written).await? => {
+                // The copy holds it as it was later.
+                Ran::Hindered(_) | Ran::Refused(_)
+                    if is_inserted && self.is_there(to, entity, written).await? =>
+                {
                     return Ok(());
                 }
                 // Of a change that was laid over a later state: perhaps nobody ever had that.

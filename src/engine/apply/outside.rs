@@ -10,7 +10,7 @@
 //!
 //! What the target refuses is left out, and noted in the transaction of the batch.
 
-use bson::doc;
+use bson::{Document, doc};
 
 use super::commands::{Command, Place, by_collection, encode, put, remove};
 use super::ddl;
@@ -124,8 +124,15 @@ impl Writer {
         written: &mut Written,
     ) -> Result<Ran> {
         written.operations += u64::try_from(command.expected).unwrap_or(0);
-        let body = command.body.clone();
-        let reply = self.target.write_raw(Write::WriteOutside, body).await;
+        let mut reply = self.send_outside(command).await;
+        if let Err(error) = &reply
+            && error.code() == Some(code::MIXED_SCHEMA)
+            && let Some(name) = command.collection()
+        {
+            ddl::allow_mixed_schema(&self.target, name).await?;
+            // What stood before is there already, and is then made what it is on the source.
+            reply = self.send_outside(command).await;
+        }
         match reply {
             Ok(reply) if number(&reply, "n") == command.expected => Ok(Ran::AsExpected),
             Ok(_) => Ok(Ran::Otherwise),
@@ -137,15 +144,14 @@ impl Writer {
                 Ok(Ran::Hindered(error))
             }
             Err(error) if error.code() == Some(code::NAME_TWICE) => Ok(Ran::Hindered(error)),
-            Err(error) if error.code() == Some(code::MIXED_SCHEMA) => {
-                if let Some(name) = command.collection() {
-                    ddl::allow_mixed_schema(&self.target, name).await?;
-                }
-                Ok(Ran::Hindered(error))
-            }
             Err(error) if error.is_refused_for_certain() => Ok(Ran::Refused(error)),
             Err(error) => Err(error),
         }
+    }
+
+    async fn send_outside(&self, command: &Command) -> Result<Document> {
+        let body = command.body.clone();
+        self.target.write_raw(Write::WriteOutside, body).await
     }
 
     /// Makes documents what they are at the batch's position, whatever is there.

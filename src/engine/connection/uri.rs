@@ -167,6 +167,9 @@ impl ConnectionUri {
         let (authority, database) = before_options
             .split_once('/')
             .unwrap_or((before_options, ""));
+        if database.contains('@') || options.contains('@') {
+            return Err(UriError::CredentialsInOptions);
+        }
         let (user_info, hosts) = match authority.rsplit_once('@') {
             Some((user_info, hosts)) => (Some(user_info), hosts),
             None => (None, authority),
@@ -261,9 +264,6 @@ fn check_options(options: &str, srv: bool) -> Result<Vec<&str>, UriError> {
     let mut accepted = Vec::new();
     let mut seen = Vec::new();
     let (mut plain, mut tls) = (false, srv);
-    if options.contains('@') {
-        return Err(UriError::CredentialsInOptions);
-    }
     for pair in options.split('&').filter(|pair| !pair.is_empty()) {
         let (option, value) = pair
             .split_once('=')
@@ -368,6 +368,7 @@ mod tests {
             "mongodb://admin:2024?x&Secret@h/admin?tls=true",
             "mongodb://admin:2024/Secret@h/admin?tls=true",
             "mongodb://admin:2024/Secret?7@h",
+            "mongodb://admin:2024/Secret@h",
             "mongodb://admin:Secret Wahl@h",
             "mongodb://admin:Se:cret@h",
         ] {

@@ -215,13 +215,15 @@ impl Lane {
         let last = id_of(last)?;
         let mut refused = Vec::new();
         let mut steps = Steps::new(documents.len());
+        let mut is_allowed = false;
         while let Some(now) = steps.next() {
             // The reply's array becomes the command's as it is, where all of it is wanted.
             let is_whole = seen.is_none() && now.len() == documents.len();
             let whole = is_whole.then(|| array.as_bytes());
             match self.insert_some(place, whole, &documents[now]).await {
                 Ok(()) => steps.taken(),
-                Err(error) if error.code() == Some(code::MIXED_SCHEMA) => {
+                Err(error) if error.code() == Some(code::MIXED_SCHEMA) && !is_allowed => {
+                    is_allowed = true;
                     ddl::allow_mixed_schema(&self.target, place.name).await?;
                     steps.taken_some(error.statement().unwrap_or(0));
                 }

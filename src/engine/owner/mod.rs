@@ -90,6 +90,9 @@ pub struct Kept {
     /// What the target refused before was tried again: somebody may have started the process for
     /// that.
     has_retried: bool,
+    /// Capped collections of which something was refused that a copy may well bring, and how often
+    /// they were copied anew for that.
+    copied_anew: HashMap<Uuid, u32>,
 }
 
 impl Kept {
@@ -239,8 +242,9 @@ impl<'a> Owner<'a> {
         let catalog = &plan.catalog;
         let least = |uuid: Uuid| {
             let goes_on = catalog.find(&uuid).filter(|_| kept.has_retried);
-            goes_on.map_or(Duration::ZERO, |it| {
-                quarantine::least_pause(catalog.get(it).entry.way())
+            goes_on.map_or(Duration::ZERO, |it| match kept.copied_anew.get(&uuid) {
+                Some(times) => quarantine::soon(*times),
+                None => quarantine::least_pause(catalog.get(it).entry.way()),
             })
         };
         let mut quarantine = Quarantine::new(

@@ -17,15 +17,21 @@ use crate::engine::quarantine::{Key, Refused};
 use crate::engine::state::Way;
 use crate::engine::stream::event::Uuid;
 
-/// Pause before a capped collection is copied anew for what a copy may well bring.
-const SOON: Duration = Duration::from_secs(60);
+/// First and longest pause before a capped collection is copied anew; all of the mirror is compared
+/// then, too.
+const COPIED_ANEW: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(24 * 3600));
 
-/// Shortest pause before a document is tried again. A capped collection has to be copied anew for
-/// that, and all of the mirror is compared then.
+/// Pause before a capped collection is copied anew for what a copy may well bring: longer with each
+/// time that it did not.
+pub(super) fn soon(times: u32) -> Duration {
+    let doubled = 2_u32.saturating_pow(times);
+    COPIED_ANEW.0.saturating_mul(doubled).min(COPIED_ANEW.1)
+}
+
+/// Shortest pause before a document is tried again.
 pub(super) fn least_pause(way: Way) -> Duration {
-    const COPIED_ANEW: Duration = Duration::from_secs(24 * 3600);
     if way == Way::InOrder {
-        COPIED_ANEW
+        COPIED_ANEW.1
     } else {
         Duration::ZERO
     }
@@ -112,6 +118,9 @@ impl Owner<'_> {
             self.note_refused(Vec::new(), &gone);
         }
         if let Some(uuid) = anew {
+            if let Some(times) = self.kept.copied_anew.get_mut(&uuid) {
+                *times = times.saturating_add(1);
+            }
             // Nobody waits for it: the copy tells what is still refused.
             let (done, _) = oneshot::channel();
             self.asked(Ask::Mend(Mend::Anew(uuid), done));
@@ -140,7 +149,9 @@ impl Owner<'_> {
             let collection = self.plan.catalog.find(&key.0);
             let home = collection.map(|collection| self.home(collection));
             let least = match home {
-                Some(_) if refused.is_only_here => SOON,
+                Some(_) if refused.is_only_here => {
+                    soon(*self.kept.copied_anew.entry(refused.key.0).or_default())
+                }
                 Some(home) => least_pause(home.way),
                 None => Duration::ZERO,
             };
