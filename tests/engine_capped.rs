@@ -6,19 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bson::{Document, RawDocumentBuf, doc, rawdoc};
-use common::{assert_equal, caught_up, config, fill, mirroring, run, start, wait_for};
+use common::{assert_equal, caught_up, config, fill, mirroring, rename, run, start, wait_for};
 use futures::TryStreamExt;
 use futures::future::join_all;
-use mongodb::{Client, Database};
+use mongodb::Database;
 use mongomirror::runner::MirrorHandle;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use testbed::{ReplicaSet, Version};
-
-async fn rename(client: &Client, from: &str, to: &str) {
-    let command = doc! {"renameCollection": from, "to": to, "dropTarget": true};
-    run(&client.database("admin"), command).await;
-}
 
 /// Writes to a capped collection in every way there is, until stopped.
 async fn write_capped(db: Database, name: &'static str, seed: u64, stop: Arc<AtomicBool>) -> i32 {

@@ -3,17 +3,12 @@
 mod common;
 
 use bson::{Document, doc};
-use common::{assert_equal, caught_up, config, fill, mirroring, run, verify, wait_for};
-use mongodb::{Client, Database};
+use common::{assert_equal, caught_up, config, fill, mirroring, rename, run, verify, wait_for};
+use mongodb::Database;
 use mongomirror::engine::progress::Phase;
 use mongomirror::engine::selection::Selection;
 use mongomirror::runner::MirrorHandle;
 use testbed::{ReplicaSet, Version};
-
-async fn rename(client: &Client, from: &str, to: &str) {
-    let command = doc! {"renameCollection": from, "to": to, "dropTarget": true};
-    run(&client.database("admin"), command).await;
-}
 
 fn selection(include: &[&str]) -> Selection {
     let include = include.iter().map(ToString::to_string).collect();

@@ -6,12 +6,10 @@ use bson::{Document, doc};
 use common::gate::start_held;
 use common::process::{Manifest, is_copied};
 use common::refused::{arrays, arrived, noted, refused, strangers_index, verified};
-use common::{PATIENCE, assert_equal, caught_up, config, eventually, fill, start, wait_for};
+use common::{assert_equal, caught_up, config, eventually, fill, start, verify, wait_for};
 use mongomirror::engine::progress::{Phase, Progress};
-use mongomirror::engine::request::Request;
 use mongomirror::runner::MirrorHandle;
 use testbed::Version;
-use tokio::sync::oneshot;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_target_refuses_is_noted_and_tried_again_until_it_heals() {
@@ -82,11 +80,7 @@ async fn a_verification_takes_away_what_was_in_the_way() {
     let orders = source.collection::<Document>("orders");
     orders.insert_one(arrays(1000)).await.unwrap();
     wait_for(&mirror, "noted", |now| now.quarantine.len() == 1).await;
-    let (done, result) = oneshot::channel();
-    let request = Request::Verify { done };
-    mirror.requests().send(request).await.unwrap();
-    let result = tokio::time::timeout(PATIENCE, result).await;
-    let result = result.expect("in time").expect("an answer").unwrap();
+    let result = verify(&mirror).await;
     assert!(!result.definitions.is_empty(), "{result:?}");
     wait_for(&mirror, "healed", |now| now.quarantine.is_empty()).await;
     caught_up(&mirror, &client).await;
@@ -169,8 +163,7 @@ async fn a_target_that_refuses_too_much_is_waited_for() {
     // The same is so when it starts with it, and over once the target takes them.
     let mirror = MirrorHandle::start(config);
     common::faults::has_problem(&mirror, &["QuarantineFull"]).await;
-    // A verification, which finds it, too, may have been first.
-    copies.drop_indexes().await.unwrap();
+    copies.drop_index("a_1_b_1").await.unwrap();
     wait_for(&mirror, "healed", |now| {
         now.position.is_some() && now.quarantine.is_empty()
     })
@@ -238,10 +231,7 @@ async fn a_collection_that_is_copied_anew_has_nothing_in_quarantine() {
         .drop()
         .await
         .unwrap();
-    let (done, compared) = oneshot::channel();
-    let verify = Request::Verify { done };
-    mirror.requests().send(verify).await.unwrap();
-    compared.await.unwrap().unwrap();
+    verify(&mirror).await;
     let now = wait_for(&mirror, "mirroring", |now| {
         now.phase == Phase::Mirroring && now.consistent_at.is_some()
     })

@@ -13,10 +13,8 @@ use common::{assert_equal, caught_up, config, start, verify, wait_for};
 use futures::TryStreamExt;
 use mongodb::{Client, Collection, Database, IndexModel};
 use mongomirror::engine::progress::Phase;
-
 use mongomirror::runner::MirrorHandle;
 use testbed::Version;
-
 use tokio_util::sync::CancellationToken;
 
 /// What 6.0.5 stores unseen, and 6.0.27 refuses: binary of subtype 7 is more than bytes to it.
@@ -28,9 +26,10 @@ fn malformed(id: i32) -> Document {
     doc! {"_id": id, "odd": odd}
 }
 
-async fn capped(db: &Database, name: &str) {
-    let create = db.create_collection(name).capped(true).size(1 << 20);
+async fn capped(db: &Database, size: u64) -> Collection<Document> {
+    let create = db.create_collection("log").capped(true).size(size);
     create.await.unwrap();
+    db.collection("log")
 }
 
 async fn ids(db: &Database) -> Vec<i32> {
@@ -51,8 +50,7 @@ async fn epoch(client: &Client) -> i64 {
 async fn what_is_refused_of_a_capped_collection_leaves_a_gap_and_holds_up_nothing() {
     let ((old, from), (new, to)) = tokio::join!(start(Version::V6_0_5), start(Version::V6_0_27));
     let (source, target) = (from.database("shop"), to.database("shop_backup"));
-    capped(&source, "log").await;
-    let log = source.collection::<Document>("log");
+    let log = capped(&source, 1 << 20).await;
     let fine = |id: i32| doc! {"_id": id};
     let first = [fine(1), malformed(2), fine(3), malformed(4), malformed(5)];
     log.insert_many(first).await.unwrap();
@@ -113,8 +111,7 @@ async fn what_is_refused_of_a_capped_collection_leaves_a_gap_and_holds_up_nothin
 async fn what_is_refused_and_soon_changed_holds_up_nothing() {
     let ((old, from), (new, to)) = tokio::join!(start(Version::V6_0_5), start(Version::V6_0_27));
     let (source, target) = (from.database("shop"), to.database("shop_backup"));
-    capped(&source, "log").await;
-    let log = source.collection::<Document>("log");
+    let log = capped(&source, 1 << 20).await;
     log.insert_one(doc! {"_id": 0}).await.unwrap();
     let mirror = MirrorHandle::start(config(&old.uri(), &new.uri(), "shop"));
     verified(&mirror).await;
@@ -152,8 +149,7 @@ async fn what_is_refused_and_soon_changed_holds_up_nothing() {
 async fn a_capped_collection_is_copied_anew_when_a_strangers_index_goes() {
     let (set, client) = start(Version::V6_0_5).await;
     let (source, target) = (client.database("shop"), client.database("shop_backup"));
-    capped(&source, "log").await;
-    let log = source.collection::<Document>("log");
+    let log = capped(&source, 1 << 20).await;
     log.insert_one(doc! {"_id": 1}).await.unwrap();
     let config = config(&set.uri(), &set.uri(), "shop");
     let mirror = MirrorHandle::start(config.clone());
@@ -203,8 +199,7 @@ async fn a_capped_collection_is_copied_anew_when_a_strangers_index_goes() {
 async fn a_refusal_does_not_hide_that_no_majority_has_what_stood_before_it() {
     let ((old, from), (new, to)) = tokio::join!(start(Version::V6_0_5), start(Version::V6_0_27));
     let (source, target) = (from.database("shop"), to.database("shop_backup"));
-    capped(&source, "log").await;
-    let log = source.collection::<Document>("log");
+    let log = capped(&source, 1 << 20).await;
     log.insert_one(doc! {"_id": 0}).await.unwrap();
     let mirror = MirrorHandle::start(config(&old.uri(), &new.uri(), "shop"));
     verified(&mirror).await;
@@ -234,9 +229,7 @@ async fn a_refusal_does_not_hide_that_no_majority_has_what_stood_before_it() {
 async fn what_is_refused_while_a_capped_collection_is_copied_begins_no_run_anew() {
     let ((old, from), (new, to)) = tokio::join!(start(Version::V6_0_5), start(Version::V6_0_27));
     let (source, target) = (from.database("shop"), to.database("shop_backup"));
-    let create = source.create_collection("log").capped(true);
-    create.size(64 << 20).await.unwrap();
-    let log = source.collection::<Document>("log");
+    let log = capped(&source, 64 << 20).await;
     // Each that is refused has to be found, so there is time for changes while it is copied.
     let fill = (0..20_000).map(|n| match n % 100 {
         50 => malformed(n),

@@ -32,13 +32,8 @@ async fn create(set: &ReplicaSet, arguments: &[&str]) -> Vec<String> {
 }
 
 async fn rename(db: &Database, from: &str, to: &str) {
-    let name = db.name();
-    let command = doc! {
-        "renameCollection": format!("{name}.{from}"),
-        "to": format!("{name}.{to}"),
-        "dropTarget": true,
-    };
-    run(&db.client().database("admin"), command).await;
+    let named = |collection: &str| format!("{}.{collection}", db.name());
+    common::rename(db.client(), &named(from), &named(to)).await;
 }
 
 /// Something of every kind that a mirror does on its target.

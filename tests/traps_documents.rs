@@ -9,11 +9,10 @@ use common::raw::{
     run_in, set, update,
 };
 use common::servers::shared;
-use common::{assert_equal, caught_up, config, mirroring, wait_for};
+use common::{ask_to_verify, assert_equal, caught_up, config, mirroring, wait_for};
 use futures::{AsyncReadExt, AsyncWriteExt};
 use mongodb::{Client, Database};
 use mongomirror::engine::progress::Phase;
-use mongomirror::engine::request::Request;
 use mongomirror::runner::MirrorHandle;
 use testbed::Version;
 
@@ -228,9 +227,7 @@ async fn odd_documents_are_compared_and_put_right(version: Version) {
         if differences > 0 {
             there.delete_many(doc! {}).await.unwrap();
         }
-        let (done, _) = tokio::sync::oneshot::channel();
-        let verify = Request::Verify { done };
-        mirror.requests().send(verify).await.unwrap();
+        drop(ask_to_verify(&mirror).await);
         verified(what, differences).await;
         caught_up(&mirror, &client).await;
         let documents = assert_same_bytes(&source, &target, "odd").await;

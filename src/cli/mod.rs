@@ -13,6 +13,7 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tokio_util::sync::CancellationToken;
 
 use crate::resource::crd;
 use crate::telemetry::{self, LogFormat};
@@ -70,28 +71,32 @@ pub fn main() -> ExitCode {
 }
 
 fn execute(command: Command, printer: &Printer) -> Result<(), Box<dyn Error>> {
-    match &command {
-        Command::Crd => {
-            printer.result(&crd::yaml());
-            return Ok(());
+    match command {
+        Command::Operator(arguments) => {
+            until_stopped(async |stop| operator::execute(arguments, stop).await)
+        }
+        Command::Run(arguments) => {
+            until_stopped(async |stop| run::execute(arguments, printer, stop).await)
         }
         Command::Roles(arguments) => {
-            roles::execute(arguments, printer);
-            return Ok(());
+            roles::execute(&arguments, printer);
+            Ok(())
         }
-        Command::Operator(_) | Command::Run(_) => {}
+        Command::Crd => {
+            printer.result(&crd::yaml());
+            Ok(())
+        }
     }
+}
+
+/// Runs what ends when it is asked to.
+fn until_stopped(
+    work: impl AsyncFnOnce(CancellationToken) -> Result<(), Box<dyn Error>>,
+) -> Result<(), Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    let outcome = runtime.block_on(async {
-        let stop = signals::stop_token()?;
-        match command {
-            Command::Operator(arguments) => operator::execute(arguments, stop).await,
-            Command::Run(arguments) => run::execute(arguments, printer, stop).await,
-            Command::Roles(_) | Command::Crd => Ok(()),
-        }
-    });
+    let outcome = runtime.block_on(async { work(signals::stop_token()?).await });
     // Everything worth waiting for was waited for.
     runtime.shutdown_background();
     outcome

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::printer::Printer;
+use crate::engine::state::BUCKETS;
 use crate::resource::validation::{SpecError, check_database};
 
 /// Print the MongoDB roles that a mirror's users need, and nothing more.
@@ -71,6 +72,16 @@ fn on(database: &str, collection: &str, actions: &[&str]) -> Value {
     json!({"resource": {"db": database, "collection": collection}, "actions": actions})
 }
 
+fn on_buckets(database: &str, series: &[String], actions: &[&str]) -> Vec<Value> {
+    let names = series.iter().map(|name| format!("{BUCKETS}{name}"));
+    names.map(|name| on(database, &name, actions)).collect()
+}
+
+fn role(side: &str, database: &str, privileges: Vec<Value>) -> Value {
+    let name = format!("mongomirror-{side}-{database}");
+    json!({"createRole": name, "privileges": privileges, "roles": []})
+}
+
 /// Reads one database and its changes; and tells which replica set it is, and how far its oplog
 /// reaches back.
 fn source(database: &str, series: &[String]) -> Value {
@@ -92,12 +103,8 @@ fn source(database: &str, series: &[String]) -> Value {
         on("local", "oplog.rs", &["find", "collStats"]),
         json!({"resource": {"cluster": true}, "actions": ["replSetGetConfig", "serverStatus"]}),
     ];
-    privileges.extend(
-        series
-            .iter()
-            .map(|name| on(database, &format!("system.buckets.{name}"), &READ)),
-    );
-    json!({"createRole": format!("mongomirror-source-{database}"), "privileges": privileges, "roles": []})
+    privileges.extend(on_buckets(database, series, &READ));
+    role("source", database, privileges)
 }
 
 /// Writes one database, whatever its validators say, and the mirror's own notes.
@@ -136,10 +143,6 @@ fn target(database: &str, series: &[String]) -> Value {
         on(database, "system.views", &["find"]),
         on("mongomirror", "", &notes),
     ];
-    privileges.extend(
-        series
-            .iter()
-            .map(|name| on(database, &format!("system.buckets.{name}"), &WRITE)),
-    );
-    json!({"createRole": format!("mongomirror-target-{database}"), "privileges": privileges, "roles": []})
+    privileges.extend(on_buckets(database, series, &WRITE));
+    role("target", database, privileges)
 }

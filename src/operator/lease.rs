@@ -136,14 +136,13 @@ impl Election {
         mut work: impl AsyncFnMut(CancellationToken),
     ) -> Result<(), LeaseError> {
         loop {
-            let held = tokio::select! {
+            let mut held = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 held = self.acquire(readiness) => held,
             };
             tracing::info!(lease = self.name, me = self.me, "leading");
             readiness.send_replace(Readiness::Starting);
             let term = stop.child_token();
-            let mut held = held;
             let mut running = std::pin::pin!(work(term.clone()));
             let is_lost = tokio::select! {
                 () = &mut running => false,

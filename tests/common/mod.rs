@@ -23,7 +23,7 @@ use mongodb::{Client, Database};
 use mongomirror::engine::config::{Endpoint, Limits, MirrorConfig, OnHistoryLost};
 use mongomirror::engine::connection::uri::ConnectionUri;
 use mongomirror::engine::progress::{Phase, Progress, VerificationResult};
-use mongomirror::engine::request::Request;
+use mongomirror::engine::request::{Refusal, Request};
 use mongomirror::engine::selection::Selection;
 use mongomirror::runner::MirrorHandle;
 use testbed::{ReplicaSet, Version};
@@ -322,11 +322,25 @@ pub fn order(n: i32) -> Document {
     }
 }
 
-/// Has both sides compared.
-pub async fn verify(mirror: &MirrorHandle) -> VerificationResult {
+/// Renames a collection, over another one if there is one; both with their databases.
+pub async fn rename(client: &Client, from: &str, to: &str) {
+    let command = doc! {"renameCollection": from, "to": to, "dropTarget": true};
+    run(&client.database("admin"), command).await;
+}
+
+/// Asks for a verification.
+pub async fn ask_to_verify(
+    mirror: &MirrorHandle,
+) -> oneshot::Receiver<Result<VerificationResult, Refusal>> {
     let (done, result) = oneshot::channel();
     let request = Request::Verify { done };
     mirror.requests().send(request).await.unwrap();
+    result
+}
+
+/// Has both sides compared.
+pub async fn verify(mirror: &MirrorHandle) -> VerificationResult {
+    let result = ask_to_verify(mirror).await;
     let result = tokio::time::timeout(PATIENCE, result).await;
     result
         .expect("in time")

@@ -4,15 +4,13 @@ use bson::{Document, doc};
 use mongodb::Database;
 use mongomirror::engine::config::MirrorConfig;
 use mongomirror::engine::error::Side;
-use mongomirror::engine::progress::VerificationResult;
-use mongomirror::engine::request::{Refusal, Request};
 use mongomirror::engine::selection::Selection;
 use mongomirror::runner::MirrorHandle;
 use testbed::ReplicaSet;
-use tokio::sync::{Mutex, oneshot};
+use tokio::sync::Mutex;
 
 use super::faults::healed;
-use super::{assert_equal, caught_up, config, fresh_seed, mirroring};
+use super::{ask_to_verify, assert_equal, caught_up, config, fresh_seed, mirroring, rename};
 
 /// Codes of errors that pass, and of errors that need somebody; the mirror has to outlive all of
 /// them. Those that a command takes for an answer are left out for that command.
@@ -89,14 +87,6 @@ struct Victim {
     last: i32,
 }
 
-/// Asks for a verification.
-async fn verify(mirror: &MirrorHandle) -> oneshot::Receiver<Result<VerificationResult, Refusal>> {
-    let (done, compared) = oneshot::channel();
-    let verify = Request::Verify { done };
-    mirror.requests().send(verify).await.unwrap();
-    compared
-}
-
 impl Victim {
     async fn start(number: usize, source: &ReplicaSet, target: &ReplicaSet) -> Self {
         let name = format!("victim{number}");
@@ -136,6 +126,11 @@ impl Victim {
         }
     }
 
+    async fn rename(&self, from: &str, to: &str) {
+        let named = |collection: &str| format!("{}.{collection}", self.name());
+        rename(self.source.client(), &named(from), &named(to)).await;
+    }
+
     /// Does what somebody else might at the target.
     async fn damage(&self) {
         let copies = self.target.collection::<Document>("orders");
@@ -146,7 +141,7 @@ impl Victim {
     async fn verified(&self) {
         let mirror = self.mirror.as_ref().unwrap();
         super::eventually("both sides are compared", async || {
-            verify(mirror).await.await.ok()?.ok()
+            ask_to_verify(mirror).await.await.ok()?.ok()
         })
         .await;
     }
@@ -221,7 +216,7 @@ impl Victim {
                 if matches!(cause, Cause::Mended) {
                     self.damage().await;
                 }
-                drop(verify(self.mirror.as_ref().unwrap()).await);
+                drop(ask_to_verify(self.mirror.as_ref().unwrap()).await);
             }
             Cause::Write | Cause::Repair => {
                 if matches!(cause, Cause::Repair) {
@@ -253,25 +248,11 @@ impl Victim {
                 hidden.insert_many(documents).await.unwrap();
                 run(doc! {"createIndexes": "hidden", "indexes": [{"key": {"n": 1}, "name": "n"}]})
                     .await;
-                let name = self.source.name();
-                let rename = doc! {
-                    "renameCollection": format!("{name}.hidden"),
-                    "to": format!("{name}.copied"),
-                    "dropTarget": true,
-                };
-                let admin = self.source.client().database("admin");
-                admin.run_command(rename).await.unwrap();
+                self.rename("hidden", "copied").await;
             }
             Cause::Rename => {
                 run(doc! {"create": format!("from{n}")}).await;
-                let name = self.source.name();
-                let rename = doc! {
-                    "renameCollection": format!("{name}.from{n}"),
-                    "to": format!("{name}.to"),
-                    "dropTarget": true,
-                };
-                let admin = self.source.client().database("admin");
-                admin.run_command(rename).await.unwrap();
+                self.rename(&format!("from{n}"), "to").await;
             }
             Cause::Options => {
                 run(doc! {"collMod": "orders", "validator": {"_id": {"$ne": -n}}}).await;

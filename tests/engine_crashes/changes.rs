@@ -19,13 +19,8 @@ async fn run(db: &Database, command: Document) {
 }
 
 async fn rename(db: &Database, from: &str, to: &str) {
-    let name = db.name();
-    let command = doc! {
-        "renameCollection": format!("{name}.{from}"),
-        "to": format!("{name}.{to}"),
-        "dropTarget": true,
-    };
-    run(&db.client().database("admin"), command).await;
+    let named = |collection: &str| format!("{}.{collection}", db.name());
+    crate::common::rename(db.client(), &named(from), &named(to)).await;
 }
 
 /// One measurement of a time series.

@@ -2,7 +2,7 @@
 
 use bson::RawDocumentBuf;
 
-use super::delta::{Deltas, harmless};
+use super::delta::{Deltas, harmless, query};
 use super::gather::{CollectionIndex, Entity, Outcome};
 use crate::engine::bson::encode::{Encoder, Open};
 use crate::engine::bson::order::Value;
@@ -65,17 +65,16 @@ impl Command {
     /// The `_id` of one of its statements.
     pub fn id(&self, statement: usize) -> Option<Value> {
         let body = self.body.as_bytes();
-        let lists: [&[u8]; 3] = [b"deletes", b"documents", b"updates"];
-        let list = lists.iter().find_map(|name| find(body, name))?;
+        let documents = find(body, b"documents");
+        let queries = || find(body, b"deletes").or_else(|| find(body, b"updates"));
+        let list = documents.or_else(queries)?;
         let statement = Elements::new(list.value).nth(statement)?.ok()?;
         let statement = statement.as_document()?;
-        // Of a document in `documents`, `q` may be any field.
-        let is_query = find(body, b"documents").is_none();
-        let query = match find(statement, b"q") {
-            Some(query) if is_query => query.as_document()?,
-            _ => statement,
+        let holder = match documents {
+            Some(_) => statement,
+            None => find(statement, b"q")?.as_document()?,
         };
-        find(query, b"_id").map(Value::of)
+        find(holder, b"_id").map(Value::of)
     }
 }
 
@@ -290,9 +289,7 @@ pub fn touch(collection: Place<'_>, id: &Value, abilities: TargetAbilities) -> V
     let mut updates = Builder::new("update", "updates", collection, abilities);
     updates.statement(id.bytes.len() + 64, &mut commands, |encoder, index| {
         let statement = encoder.begin_element(index);
-        let query = encoder.begin_document("q");
-        encoder.raw(id.kind, b"_id", &id.bytes);
-        encoder.end(query);
+        query(encoder, (id.kind, &id.bytes));
         let update = encoder.begin_document("u");
         let set = encoder.begin_document("$set");
         encoder.end(set);
@@ -400,9 +397,7 @@ impl<'a> Builder<'a> {
     fn delete(&mut self, id: &Value, commands: &mut Vec<Command>) {
         self.statement(id.bytes.len() + 48, commands, |encoder, index| {
             let statement = encoder.begin_element(index);
-            let query = encoder.begin_document("q");
-            encoder.raw(id.kind, b"_id", &id.bytes);
-            encoder.end(query);
+            query(encoder, (id.kind, &id.bytes));
             encoder.int("limit", 1);
             encoder.end(statement);
         });
@@ -427,9 +422,7 @@ impl<'a> Builder<'a> {
             commands,
             |encoder, index| {
                 let statement = encoder.begin_element(index);
-                let query = encoder.begin_document("q");
-                encoder.raw(id.kind, b"_id", &id.bytes);
-                encoder.end(query);
+                query(encoder, (id.kind, &id.bytes));
                 if form == Form::Literal {
                     let pipeline = encoder.begin_array("u");
                     let stage = encoder.begin_element(0);
@@ -475,9 +468,7 @@ impl<'a> Builder<'a> {
         let size = names.iter().map(|name| name.len() + 16).sum::<usize>();
         self.statement(size + id.bytes.len() + 96, commands, |encoder, index| {
             let statement = encoder.begin_element(index);
-            let query = encoder.begin_document("q");
-            encoder.raw(id.kind, b"_id", &id.bytes);
-            encoder.end(query);
+            query(encoder, (id.kind, &id.bytes));
             let update = encoder.begin_document("u");
             let set = encoder.begin_document("$set");
             for name in &names {

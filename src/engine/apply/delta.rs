@@ -121,9 +121,7 @@ impl Deltas {
     /// Writes statement number `step` of the `update` command's array as element `index`.
     pub fn encode(&self, step: usize, encoder: &mut Encoder, index: usize, id: (u8, &[u8])) {
         let statement = encoder.begin_element(index);
-        let query = encoder.begin_document("q");
-        encoder.raw(id.0, b"_id", id.1);
-        encoder.end(query);
+        query(encoder, id);
         match &self.steps[step] {
             Step::Plain(plain) => plain.encode(encoder),
             Step::Raw(stages) => {
@@ -140,6 +138,13 @@ impl Deltas {
         }
         encoder.end(statement);
     }
+}
+
+/// The document that a statement is about.
+pub(super) fn query(encoder: &mut Encoder, (kind, bytes): (u8, &[u8])) {
+    let query = encoder.begin_document("q");
+    encoder.raw(kind, b"_id", bytes);
+    encoder.end(query);
 }
 
 impl Plain {

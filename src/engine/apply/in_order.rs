@@ -22,16 +22,16 @@ use crate::engine::repair::which;
 use crate::engine::state::Way;
 
 /// Documents of capped collections that the target lacks because it refused them.
-pub(super) struct Missing {
-    before: HashSet<Key>,
+pub(super) struct Missing<'a> {
+    before: &'a HashSet<Key>,
     now: HashSet<Key>,
 }
 
-impl Missing {
+impl<'a> Missing<'a> {
     /// Before a batch.
-    pub(super) fn of(prepared: &Prepared) -> Self {
+    pub(super) fn of(prepared: &'a Prepared) -> Self {
         Self {
-            before: prepared.missing.clone(),
+            before: &prepared.missing,
             now: prepared.missing.clone(),
         }
     }
@@ -54,7 +54,7 @@ impl Writer {
         &self,
         to: Outlet<'_>,
         entities: &[&Entity],
-        missing: &mut Missing,
+        missing: &mut Missing<'_>,
         written: &mut Written,
     ) -> Result<()> {
         let (mut gone, mut kept) = (Vec::new(), Vec::new());
@@ -99,7 +99,7 @@ impl Writer {
         &self,
         to: Outlet<'_>,
         entity: &Entity,
-        missing: &mut Missing,
+        missing: &mut Missing<'_>,
         written: &mut Written,
     ) -> Result<()> {
         if to.named.way != Way::InOrder || is_out_of_order(entity, self.abilities) {
@@ -192,7 +192,7 @@ impl Writer {
         to: Outlet<'_>,
         entities: &[&Entity],
         encode: impl Fn(&[&Entity]) -> Vec<Command>,
-        missing: &mut Missing,
+        missing: &mut Missing<'_>,
         written: &mut Written,
     ) -> Result<()> {
         let mut steps = Steps::new(entities.len());
@@ -233,19 +233,15 @@ impl Writer {
         &self,
         to: Outlet<'_>,
         entity: &Entity,
-        (error, is_only_here): (&Error, bool),
-        missing: &mut Missing,
+        refusal: (&Error, bool),
+        missing: &mut Missing<'_>,
         written: &mut Written,
     ) -> Result<()> {
         for command in remove(to.place, &entity.id, self.abilities) {
             self.run_outside(&command, written).await?;
         }
         missing.now.insert(to.key(entity));
-        to.refuse(&entity.id, error, written)?;
-        if let Some(refused) = written.refused.last_mut() {
-            refused.is_only_here = is_only_here;
-        }
-        Ok(())
+        to.refuse(&entity.id, refusal, written)
     }
 
     /// What is remembered of documents of capped collections. Within a large transaction, the
@@ -254,7 +250,7 @@ impl Writer {
     pub(super) async fn note_missing(
         &mut self,
         prepared: &Prepared,
-        missing: Missing,
+        missing: Missing<'_>,
         written: &mut Written,
     ) -> Result<()> {
         let returned = missing.returned();
@@ -284,7 +280,7 @@ fn name_twice() -> Error {
 fn is_left_out(
     to: Outlet<'_>,
     entity: &Entity,
-    missing: &mut Missing,
+    missing: &mut Missing<'_>,
     written: &mut Written,
 ) -> bool {
     let key = to.key(entity);

@@ -189,7 +189,7 @@ impl Writer {
                         // Of what is in the way, perhaps a key that another document gives up, the
                         // next try knows more.
                         Ran::Refused(error) | Ran::Hindered(error) => {
-                            to.refuse(&id, &error, written)?;
+                            to.refuse(&id, (&error, false), written)?;
                             break;
                         }
                     }
@@ -234,13 +234,18 @@ impl<'a> Outlet<'a> {
     }
 
     /// The document is left out, and noted together with the batch.
-    pub(super) fn refuse(self, id: &Value, error: &Error, written: &mut Written) -> Result<()> {
+    pub(super) fn refuse(
+        self,
+        id: &Value,
+        (error, is_only_here): (&Error, bool),
+        written: &mut Written,
+    ) -> Result<()> {
         written.refused.push(Refused {
             key: (self.named.uuid, id.clone()),
             at: self.prepared.position.time,
             collection: self.named.name.clone(),
             reason: error.to_string(),
-            is_only_here: false,
+            is_only_here,
         });
         self.prepared.room.check(&written.refused)
     }

@@ -180,14 +180,17 @@ pub fn shape(document: &[u8]) -> Shape {
     }
     // Duplicates only matter where one of the others asks for a pipeline.
     if shape.empty_timestamp || shape.dollar_name {
-        let mut names: Vec<&[u8]> = Elements::new(document)
+        let names = Elements::new(document)
             .map_while(Result::ok)
-            .map(|element| element.name)
-            .collect();
-        names.sort_unstable();
-        shape.duplicate_name = names.windows(2).any(|pair| pair[0] == pair[1]);
+            .map(|element| element.name);
+        shape.duplicate_name = repeats(names.collect());
     }
     shape
+}
+
+fn repeats(mut names: Vec<&[u8]>) -> bool {
+    names.sort_unstable();
+    names.windows(2).any(|pair| pair[0] == pair[1])
 }
 
 /// Whether a name is there twice, at the top or further down.
@@ -203,8 +206,7 @@ pub fn has_name_twice(document: &[u8]) -> bool {
                 _ => {}
             }
         }
-        names.sort_unstable();
-        if is_named && names.windows(2).any(|pair| pair[0] == pair[1]) {
+        if is_named && repeats(names) {
             return true;
         }
     }

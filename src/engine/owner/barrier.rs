@@ -234,7 +234,7 @@ impl Owner<'_> {
         self.again.remove(&collection);
         self.plan.catalog.remove(&uuid);
         self.plan.state.remove_collection(uuid).await?;
-        self.forget_refused(uuid);
+        self.quarantine.forget(uuid);
         self.drop_passed_ranges().await
     }
 

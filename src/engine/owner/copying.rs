@@ -120,7 +120,7 @@ impl Owner<'_> {
             LaneReport::Stopped { collection, number } => {
                 self.lane_stops.remove(&(collection, number));
             }
-            LaneReport::Anew(uuid) => self.forget_refused(uuid),
+            LaneReport::Anew(uuid) => self.quarantine.forget(uuid),
             LaneReport::Refused(refused) => {
                 // Other lanes may have used up the room meanwhile.
                 let known = refused.iter().map(|one| one.key.clone());
@@ -219,7 +219,7 @@ impl Owner<'_> {
     /// Takes a collection in, to be copied.
     pub(super) async fn take(&mut self, uuid: Uuid, name: &str) -> Result<()> {
         self.plan.take(self.config, uuid, name).await?;
-        self.forget_refused(uuid);
+        self.quarantine.forget(uuid);
         self.update_phase();
         Ok(())
     }

@@ -119,7 +119,7 @@ impl Owner<'_> {
             Phase::CatchingUp
         };
         let is_between = !self.is_torn && !self.plan.in_command;
-        let is_exact = self.is_consistent() && is_between && self.lacks_nothing();
+        let is_exact = self.is_consistent() && is_between && self.quarantine.is_empty();
         self.progress.consistent_at = self.progress.position.filter(|_| is_exact);
         if phase != self.progress.phase {
             self.progress.phase = phase;

@@ -15,7 +15,6 @@ use crate::engine::definitions::Mend;
 use crate::engine::position::ClusterTime;
 use crate::engine::quarantine::{Key, Refused};
 use crate::engine::state::Way;
-use crate::engine::stream::event::Uuid;
 
 /// First and longest pause before a capped collection is copied anew; all of the mirror is compared
 /// then, too.
@@ -50,17 +49,6 @@ impl Owner<'_> {
         (self.plan.catalog.get(collection).entry.uuid, id)
     }
 
-    /// Whether the target refuses nothing of what the source had at the position.
-    pub(super) fn lacks_nothing(&self) -> bool {
-        self.quarantine.is_empty()
-    }
-
-    /// A collection is copied anew, or gone: what the target refused of it is known no longer, as in
-    /// the state.
-    pub(super) fn forget_refused(&mut self, collection: Uuid) {
-        self.quarantine.forget(collection);
-    }
-
     /// What the target refused before of a batch's documents: those that the batch puts right if it
     /// can, and those of capped collections.
     pub(super) fn quarantined_in(&self, batch: &Batch) -> (Vec<(Key, ClusterTime)>, HashSet<Key>) {
@@ -74,7 +62,7 @@ impl Owner<'_> {
             let Some(at) = self.quarantine.refused_at(&key) else {
                 continue;
             };
-            if self.home(entity.collection).way == Way::InOrder {
+            if self.plan.catalog.get(entity.collection).entry.way() == Way::InOrder {
                 missing.insert(key);
             } else {
                 quarantined.push((key, at));
