@@ -10,7 +10,7 @@ use futures::TryStreamExt;
 use mongodb::Database;
 
 use super::apply::ddl::DROPPED;
-use super::apply::gather::CollectionIndex;
+use super::apply::entity::CollectionIndex;
 use super::bson::definition::Definition;
 use super::command::{COMMAND_LIMIT, number, within};
 use super::error::{Result, Side, code};

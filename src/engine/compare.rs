@@ -12,7 +12,7 @@ use mongodb::Database;
 use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
 
 use super::apply::delta::Deltas;
-use super::apply::gather::{CollectionIndex, Entity, Outcome};
+use super::apply::entity::{CollectionIndex, Entity, Outcome};
 use super::bson::order::Value;
 use super::bson::scan::find;
 use super::error::Side;

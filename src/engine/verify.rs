@@ -13,7 +13,7 @@ use mongodb::Database;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use super::apply::gather::Entity;
+use super::apply::entity::Entity;
 use super::bson::definition::Definition;
 use super::bson::order::Value;
 use super::catalog::{list, list_indexes};

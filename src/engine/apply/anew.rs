@@ -13,7 +13,7 @@ use super::commands::encode;
 use super::ddl;
 use super::delta::Deltas;
 use super::documents::Shares;
-use super::gather::{CollectionIndex, Entity, Outcome};
+use super::entity::{CollectionIndex, Entity, Outcome};
 use super::writer::{Failure, Named, Prepared, Writer, Written};
 use crate::engine::bson::order::Value;
 use crate::engine::bson::scan::find;

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use mongodb::{ClientSession, Database};
 
 use super::commands::{Command, encode, put, put_all, remove, remove_all};
-use super::gather::{Entity, Outcome};
+use super::entity::{Entity, Outcome};
 use super::writer::{Failure, Named, Writer, Written};
 use crate::engine::bson::order::Value;
 use crate::engine::bson::scan::find;

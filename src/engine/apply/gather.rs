@@ -1,126 +1,11 @@
-//! Gathers events into a batch, merged per document.
-//!
-//! Within one batch the order of events on *different* documents does not matter, because the
-//! batch becomes visible as a whole; so every document is written once, in the cheapest way that
-//! has the same result as all its events.
+//! Gathers events into a batch: what one transaction writes, and what is written before it.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-
-use super::delta::Deltas;
+use super::entity::{CollectionIndex, Entity};
+use super::merge::{Documents, Form, Home};
 use crate::engine::bson::order::Value;
-use crate::engine::bson::scan::{Element, find};
+use crate::engine::bson::scan::Element;
 use crate::engine::state::Way;
 use crate::engine::stream::event::{Event, Operation};
-
-/// Bytes that a document's entry takes beside its content.
-const ENTRY: usize = 160;
-
-/// What is reckoned for a document that was too large for its event: it may have 16 MiB itself, or
-/// be a small one that changed in very many places.
-const LARGE: usize = 4 << 20;
-
-/// Which collection, as an index into the catalog.
-pub type CollectionIndex = u32;
-
-/// What becomes of one document.
-#[derive(Clone, PartialEq, Debug)]
-pub enum Outcome {
-    /// It was absent before the batch and is there after it.
-    Insert {
-        /// As it was inserted.
-        document: Vec<u8>,
-        /// Then changed.
-        deltas: Deltas,
-    },
-    /// It was there before and has another content.
-    Replace {
-        /// As it was replaced.
-        document: Vec<u8>,
-        /// Then changed.
-        deltas: Deltas,
-    },
-    /// It was there before and is changed.
-    Update(Deltas),
-    /// It was there before and is gone.
-    Delete,
-    /// Inserted and deleted within the batch.
-    Nothing,
-    /// To be read again from the source at the batch's cluster time.
-    Refetch,
-    /// To be compared with the source at the batch's cluster time, and put right if it differs:
-    /// nothing is known of what the target holds. Stays so whatever else happens to the document.
-    Reconcile,
-}
-
-impl Outcome {
-    /// Whether the document was there before the batch, where that is known.
-    pub fn was_there(&self) -> Option<bool> {
-        match self {
-            Self::Insert { .. } | Self::Nothing => Some(false),
-            Self::Replace { .. } | Self::Update(_) | Self::Delete => Some(true),
-            Self::Refetch | Self::Reconcile => None,
-        }
-    }
-
-    /// Whether the source has to be asked.
-    pub fn is_asked(&self) -> bool {
-        matches!(self, Self::Refetch | Self::Reconcile)
-    }
-}
-
-/// How events are taken.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Form {
-    /// Each as it is; the deltas of updates are exact.
-    Deltas,
-    /// The same, but changed documents are read again where a delta would need a pipeline.
-    PlainDeltas,
-    /// Changed documents are read again; inserted, replaced and deleted ones are as their events
-    /// say.
-    Documents,
-    /// Every document is read again: the target may hold a later state of it than its events.
-    ReadAgain,
-    /// Each as it is, and may be laid over a later state.
-    OverLater,
-}
-
-/// One document of a batch.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Entity {
-    /// Its collection.
-    pub collection: CollectionIndex,
-    /// Its `_id`, as stored.
-    pub id: Value,
-    /// What becomes of it.
-    pub outcome: Outcome,
-}
-
-impl Entity {
-    /// The source is asked, and not less than it already is.
-    fn ask(&mut self, outcome: Outcome) {
-        if self.outcome != Outcome::Reconcile {
-            self.outcome = outcome;
-        }
-    }
-
-    /// What it becomes, where that is a whole document.
-    pub fn document(&self) -> Option<&[u8]> {
-        match &self.outcome {
-            Outcome::Insert { document, .. } | Outcome::Replace { document, .. } => Some(document),
-            _ => None,
-        }
-    }
-
-    /// The same document, with another outcome.
-    pub fn becomes(&self, outcome: Outcome) -> Self {
-        Self {
-            collection: self.collection,
-            id: self.id.clone(),
-            outcome,
-        }
-    }
-}
 
 /// How many events of which kind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -171,32 +56,22 @@ pub struct Batch {
     /// Changes of capped collections that their copy may have seen already; one by one, in order,
     /// before those in `in_order`.
     window: Vec<Entity>,
+    window_bytes: usize,
     /// The events in it.
     pub counts: Counts,
     /// Ranges that this batch completes.
     pub ranges_done: Vec<RangeDone>,
 }
 
-/// Where an event's document is, and how it may be written.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Home {
-    /// Its collection.
-    pub collection: CollectionIndex,
-    /// How that is written.
-    pub way: Way,
-    /// How its events are taken.
-    pub form: Form,
-}
-
 impl Batch {
     /// The documents of the transaction, in the order of their first event.
     pub fn entities(&self) -> &[Entity] {
-        &self.inside.entities
+        self.inside.all()
     }
 
     /// The documents that are written before the transaction.
     pub fn outside(&self) -> impl Iterator<Item = &Entity> {
-        self.loose.entities.iter().chain(&self.in_order.entities)
+        self.loose.all().iter().chain(self.in_order.all())
     }
 
     /// What is written before even those, one by one.
@@ -207,13 +82,13 @@ impl Batch {
     /// How many documents.
     pub fn documents(&self) -> usize {
         let documents = [&self.inside, &self.loose, &self.in_order];
-        let merged: usize = documents.iter().map(|some| some.entities.len()).sum();
+        let merged: usize = documents.iter().map(|some| some.all().len()).sum();
         merged + self.window.len()
     }
 
     /// Roughly the memory it takes.
     pub fn bytes(&self) -> usize {
-        self.inside.bytes + self.loose.bytes + self.in_order.bytes
+        self.inside.bytes() + self.loose.bytes() + self.in_order.bytes() + self.window_bytes
     }
 
     /// Whether there is any document in it.
@@ -248,8 +123,8 @@ impl Batch {
         let mut one = Documents::default();
         let form = Form::OverLater;
         one.add(Home { form, ..home }, event)?;
-        self.in_order.bytes += one.bytes;
-        self.window.extend(one.entities);
+        self.window_bytes += one.bytes();
+        self.window.extend(one.into_all());
         Ok(())
     }
 
@@ -264,6 +139,7 @@ impl Batch {
         self.loose.absorb(waiting.loose);
         self.in_order.absorb(waiting.in_order);
         self.window.extend(waiting.window);
+        self.window_bytes += waiting.window_bytes;
     }
 
     /// A document is compared with the source, whether it is in the batch or not. That of a capped
@@ -274,13 +150,7 @@ impl Batch {
             Way::Loose => &mut self.loose,
             Way::InOrder => return,
         };
-        let id = Element {
-            kind: id.kind,
-            name: b"_id",
-            value: &id.bytes,
-        };
-        let entity = documents.entity(home.collection, id, || Outcome::Reconcile);
-        entity.outcome = Outcome::Reconcile;
+        documents.reconcile(home.collection, id);
     }
 
     /// As [`Self::reconcile`], for an event.
@@ -301,411 +171,13 @@ impl Batch {
 
     /// Whether this document is in the batch, and not for its place in a capped collection.
     pub fn holds(&self, collection: CollectionIndex, id: &Value) -> bool {
-        let key = (collection, id.clone());
-        self.inside.index.contains_key(&key) || self.loose.index.contains_key(&key)
+        self.inside.holds(collection, id) || self.loose.holds(collection, id)
     }
 
     /// All documents of the batch are read from the source, whatever their events say. Not those of
     /// capped collections: they are never read again one by one, and so never ahead.
     pub fn read_all_again(&mut self) {
-        for entity in self
-            .inside
-            .entities
-            .iter_mut()
-            .chain(&mut self.loose.entities)
-        {
-            entity.ask(Outcome::Refetch);
-        }
-    }
-}
-
-/// Documents with their events merged.
-#[derive(Default, Debug)]
-struct Documents {
-    entities: Vec<Entity>,
-    index: HashMap<(CollectionIndex, Value), usize>,
-    bytes: usize,
-}
-
-impl Documents {
-    fn add(&mut self, home: Home, event: &Event<'_>) -> Result<(), &'static str> {
-        let id = event.id.ok_or("no documentKey._id")?;
-        let collection = home.collection;
-        let in_order = home.way == Way::InOrder;
-        match event.operation {
-            operation
-                if (event.slim || home.form == Form::ReadAgain) && operation.is_document() =>
-            {
-                if event.slim {
-                    self.bytes += LARGE;
-                }
-                self.refetch(collection, id);
-            }
-            Operation::Insert => {
-                let document = event.full_document.ok_or("no fullDocument")?;
-                if in_order {
-                    // Its place is behind all that were inserted before it, whatever was there.
-                    self.index.remove(&(collection, Value::of(id)));
-                }
-                self.set(collection, id, Some(document));
-            }
-            Operation::Replace if in_order => {
-                let document = event.full_document.ok_or("no fullDocument")?;
-                self.replace_in_place(collection, id, document);
-            }
-            Operation::Replace => {
-                let document = event.full_document.ok_or("no fullDocument")?;
-                self.replace(collection, id, document);
-            }
-            Operation::Delete => self.set(collection, id, None),
-            Operation::Update => match event.raw_update {
-                Some(raw) if !matches!(home.form, Form::Documents | Form::ReadAgain) => {
-                    self.update(home, id, raw);
-                }
-                _ => self.refetch(collection, id),
-            },
-            _ => return Err("not a document event"),
-        }
-        Ok(())
-    }
-
-    fn forget(&mut self, collection: CollectionIndex) {
-        if self.entities.iter().all(|it| it.collection != collection) {
-            return;
-        }
-        self.entities.retain(|it| it.collection != collection);
-        // Of documents in order only the last change of each is in the index.
-        let known = std::mem::take(&mut self.index);
-        for (place, entity) in self.entities.iter().enumerate() {
-            let key = (entity.collection, entity.id.clone());
-            if known.contains_key(&key) {
-                self.index.insert(key, place);
-            }
-        }
-    }
-
-    fn absorb(&mut self, waiting: Self) {
-        self.bytes += waiting.bytes;
-        for entity in waiting.entities {
-            let key = (entity.collection, entity.id.clone());
-            self.index.insert(key, self.entities.len());
-            self.entities.push(entity);
-        }
-    }
-
-    /// A replace can change how the `_id` is represented (1 to 1.0; `facts` mongodb 3.5), which an
-    /// update must not; deleting comes first when a batch is written, so that pair is exact.
-    fn replace(&mut self, collection: CollectionIndex, id: Element<'_>, document: &[u8]) {
-        match find(document, b"_id") {
-            Some(new) if new.kind != id.kind || new.value != id.value => {
-                self.set(collection, id, None);
-                self.set(collection, new, Some(document));
-            }
-            _ => self.replace_in_place(collection, id, document),
-        }
-    }
-
-    fn replace_in_place(&mut self, collection: CollectionIndex, id: Element<'_>, document: &[u8]) {
-        let entity = self.entity(collection, id, || Outcome::Replace {
-            document: Vec::new(),
-            deltas: Deltas::default(),
-        });
-        // What the source has, has this too.
-        if entity.outcome.is_asked() {
-            return;
-        }
-        let deltas = Deltas::default();
-        let document = document.to_vec();
-        let more = document.len();
-        entity.outcome = match entity.outcome {
-            Outcome::Insert { .. } | Outcome::Nothing => Outcome::Insert { document, deltas },
-            _ => Outcome::Replace { document, deltas },
-        };
-        self.bytes += more;
-    }
-
-    /// The document is inserted, or (without `document`) deleted.
-    fn set(&mut self, collection: CollectionIndex, id: Element<'_>, document: Option<&[u8]>) {
-        let more = document.map_or(0, <[u8]>::len);
-        // What was there before the batch is told by the first event of the document.
-        let entity = self.entity(collection, id, || match document {
-            Some(_) => Outcome::Nothing,
-            None => Outcome::Delete,
-        });
-        if entity.outcome.is_asked() {
-            return;
-        }
-        let was_absent = matches!(entity.outcome, Outcome::Insert { .. } | Outcome::Nothing);
-        entity.outcome = match (document, was_absent) {
-            (Some(document), absent) => {
-                let (document, deltas) = (document.to_vec(), Deltas::default());
-                if absent {
-                    Outcome::Insert { document, deltas }
-                } else {
-                    Outcome::Replace { document, deltas }
-                }
-            }
-            (None, true) => Outcome::Nothing,
-            (None, false) => Outcome::Delete,
-        };
-        self.bytes += more;
-    }
-
-    fn update(&mut self, home: Home, id: Element<'_>, raw: &[u8]) {
-        let entity = self.entity(home.collection, id, || Outcome::Update(Deltas::default()));
-        let more = match &mut entity.outcome {
-            Outcome::Insert { deltas, .. }
-            | Outcome::Replace { deltas, .. }
-            | Outcome::Update(deltas) => {
-                if home.form == Form::Deltas {
-                    deltas.push(raw)
-                } else if home.form == Form::OverLater {
-                    deltas.push_raw(raw)
-                } else if let Some(more) = deltas.push_plain(raw) {
-                    more
-                } else {
-                    entity.outcome = Outcome::Refetch;
-                    0
-                }
-            }
-            // An update of a document that the stream said is gone: let the source decide.
-            Outcome::Delete | Outcome::Nothing => {
-                entity.outcome = Outcome::Refetch;
-                0
-            }
-            Outcome::Refetch | Outcome::Reconcile => 0,
-        };
-        self.bytes += more;
-    }
-
-    fn refetch(&mut self, collection: CollectionIndex, id: Element<'_>) {
-        let entity = self.entity(collection, id, || Outcome::Refetch);
-        entity.ask(Outcome::Refetch);
-    }
-
-    fn entity(
-        &mut self,
-        collection: CollectionIndex,
-        id: Element<'_>,
-        first: impl FnOnce() -> Outcome,
-    ) -> &mut Entity {
-        let key = (collection, Value::of(id));
-        let at = match self.index.entry(key) {
-            Entry::Occupied(there) => *there.get(),
-            Entry::Vacant(free) => {
-                let at = self.entities.len();
-                self.bytes += ENTRY + id.value.len();
-                self.entities.push(Entity {
-                    collection,
-                    id: Value::of(id),
-                    outcome: first(),
-                });
-                free.insert(at);
-                at
-            }
-        };
-        &mut self.entities[at]
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::engine::stream::event::parse;
-    use bson::{Document, RawDocument, doc};
-
-    fn outcome_of(events: &[Document]) -> Vec<Outcome> {
-        outcomes(events, Form::Deltas)
-    }
-
-    fn outcomes(events: &[Document], form: Form) -> Vec<Outcome> {
-        gathered(events, Way::Transactional, form)
-            .inside
-            .entities
-            .into_iter()
-            .map(|entity| entity.outcome)
-            .collect()
-    }
-
-    fn gathered(events: &[Document], way: Way, form: Form) -> Batch {
-        let home = Home {
-            collection: 0,
-            way,
-            form,
-        };
-        let mut batch = Batch::default();
-        for event in events {
-            let mut whole = doc! {"_id": {"_data": "82"}};
-            whole.extend(event.clone());
-            let raw = whole.to_vec().unwrap();
-            let event = parse(RawDocument::from_bytes(&raw).unwrap()).unwrap();
-            batch.add(home, &event).unwrap();
-        }
-        batch
-    }
-
-    fn insert(document: Document) -> Document {
-        let id = document.get("_id").unwrap().clone();
-        doc! {"operationType": "insert", "documentKey": {"_id": id}, "fullDocument": document}
-    }
-
-    fn replace(id: impl Into<bson::Bson>, document: Document) -> Document {
-        doc! {"operationType": "replace", "documentKey": {"_id": id.into()}, "fullDocument": document}
-    }
-
-    fn update(id: i32, diff: Document) -> Document {
-        doc! {"operationType": "update", "documentKey": {"_id": id}, "rawUpdateDescription": {"$v": 2, "diff": diff}}
-    }
-
-    fn delete(id: i32) -> Document {
-        doc! {"operationType": "delete", "documentKey": {"_id": id}}
-    }
-
-    fn bytes(document: Document) -> Vec<u8> {
-        document.to_vec().unwrap()
-    }
-
-    #[test]
-    fn inserted_and_deleted_is_nothing() {
-        assert_eq!(
-            outcome_of(&[insert(doc! {"_id": 1}), delete(1)]),
-            [Outcome::Nothing]
-        );
-    }
-
-    #[test]
-    fn deleted_and_inserted_is_a_replace() {
-        let outcomes = outcome_of(&[delete(1), insert(doc! {"_id": 1, "a": 2})]);
-        assert_eq!(
-            outcomes,
-            [Outcome::Replace {
-                document: bytes(doc! {"_id": 1, "a": 2}),
-                deltas: Deltas::default()
-            }]
-        );
-    }
-
-    #[test]
-    fn a_replace_forgets_earlier_updates_but_not_later_ones() {
-        let outcomes = outcome_of(&[
-            update(1, doc! {"u": {"a": 1}}),
-            replace(1, doc! {"_id": 1, "b": 1}),
-            update(1, doc! {"u": {"b": 2}}),
-        ]);
-        let [Outcome::Replace { document, deltas }] = outcomes.as_slice() else {
-            panic!("{outcomes:?}");
-        };
-        assert_eq!(document, &bytes(doc! {"_id": 1, "b": 1}));
-        assert_eq!(deltas.statements(), 1);
-    }
-
-    #[test]
-    fn many_updates_of_one_document_are_one_statement() {
-        let events: Vec<_> = (0..100).map(|n| update(1, doc! {"u": {"a": n}})).collect();
-        let outcomes = outcome_of(&events);
-        let [Outcome::Update(deltas)] = outcomes.as_slice() else {
-            panic!("{outcomes:?}");
-        };
-        assert_eq!(deltas.statements(), 1);
-    }
-
-    #[test]
-    fn a_replace_that_changes_the_ids_representation_deletes_and_inserts() {
-        assert_eq!(
-            outcome_of(&[replace(1, doc! {"_id": 1.0})]),
-            [
-                Outcome::Delete,
-                Outcome::Insert {
-                    document: bytes(doc! {"_id": 1.0}),
-                    deltas: Deltas::default()
-                }
-            ]
-        );
-    }
-
-    #[test]
-    fn what_needs_a_pipeline_can_be_read_again_instead() {
-        let plain = update(1, doc! {"u": {"a": 1}});
-        let appended = update(1, doc! {"i": {"b": 1}});
-        assert!(matches!(
-            outcomes(std::slice::from_ref(&plain), Form::PlainDeltas).as_slice(),
-            [Outcome::Update(_)]
-        ));
-        let both = [plain, appended];
-        assert_eq!(outcomes(&both, Form::PlainDeltas), [Outcome::Refetch]);
-        assert!(matches!(outcome_of(&both).as_slice(), [Outcome::Update(_)]));
-    }
-
-    #[test]
-    fn an_update_without_its_raw_delta_is_read_again() {
-        let mut event = update(1, doc! {});
-        event.remove("rawUpdateDescription");
-        assert_eq!(outcome_of(&[event]), [Outcome::Refetch]);
-    }
-
-    #[test]
-    fn in_a_capped_collection_an_insert_is_always_the_last() {
-        let again = [
-            insert(doc! {"_id": 1}),
-            insert(doc! {"_id": 2}),
-            delete(1),
-            insert(doc! {"_id": 1, "again": true}),
-            update(1, doc! {"u": {"again": false}}),
-        ];
-        let batch = gathered(&again, Way::InOrder, Form::Deltas);
-        assert!(batch.entities().is_empty());
-        let outcomes: Vec<_> = batch.outside().map(|one| &one.outcome).collect();
-        let [
-            Outcome::Nothing,
-            Outcome::Insert { .. },
-            Outcome::Insert { document, deltas },
-        ] = outcomes.as_slice()
-        else {
-            panic!("{outcomes:?}");
-        };
-        assert_eq!(document, &bytes(doc! {"_id": 1, "again": true}));
-        assert!(!deltas.is_empty());
-    }
-
-    #[test]
-    fn in_a_capped_collection_a_replace_keeps_the_place() {
-        let batch = gathered(&[replace(1, doc! {"_id": 1.0})], Way::InOrder, Form::Deltas);
-        assert!(matches!(
-            batch.in_order.entities[0].outcome,
-            Outcome::Replace { .. }
-        ));
-        assert_eq!(batch.outside().count(), 1);
-    }
-
-    #[test]
-    fn a_document_that_is_read_again_is_so_whatever_follows() {
-        let mut slim = insert(doc! {"_id": 1});
-        slim.remove("fullDocument");
-        slim.insert("mongomirrorSlim", true);
-        let events = [
-            slim,
-            update(1, doc! {"u": {"a": 1}}),
-            replace(1, doc! {"_id": 1}),
-            delete(1),
-            insert(doc! {"_id": 1}),
-        ];
-        for n in 1..=events.len() {
-            assert_eq!(outcome_of(&events[..n]), [Outcome::Refetch]);
-        }
-    }
-
-    #[test]
-    fn as_long_as_documents_are_ahead_all_are_read_again() {
-        let events = [insert(doc! {"_id": 1}), delete(2), update(3, doc! {})];
-        let all = [Outcome::Refetch, Outcome::Refetch, Outcome::Refetch];
-        assert_eq!(outcomes(&events, Form::ReadAgain), all);
-    }
-
-    #[test]
-    fn without_deltas_only_changed_documents_are_read_again() {
-        let events = [insert(doc! {"_id": 1}), delete(2), update(3, doc! {})];
-        let outcomes = outcomes(&events, Form::Documents);
-        assert!(matches!(outcomes[0], Outcome::Insert { .. }));
-        assert_eq!(outcomes[1..], [Outcome::Delete, Outcome::Refetch]);
+        self.inside.read_all_again();
+        self.loose.read_all_again();
     }
 }

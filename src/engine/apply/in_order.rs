@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use bson::RawDocument;
 
 use super::commands::{Command, encode_first, encode_last, moves, remove, touch};
-use super::gather::{Entity, Outcome};
+use super::entity::{Entity, Outcome};
 use super::outside::{Outlet, Ran, out_of_order};
 use super::stepping::Steps;
 use super::writer::{Part, Prepared, Writer, Written};

@@ -15,7 +15,7 @@ use bson::{Document, doc};
 use super::commands::{Command, Place, by_collection, encode, put, remove};
 use super::ddl;
 use super::documents::Shares;
-use super::gather::{CollectionIndex, Entity, Outcome};
+use super::entity::{CollectionIndex, Entity, Outcome};
 use super::in_order::Missing;
 use super::writer::{Named, Prepared, Writer, Written};
 use crate::engine::bson::order::Value;

@@ -4,7 +4,7 @@ use mongodb::ClientSession;
 
 use super::commands::put_all;
 use super::documents::Shares;
-use super::gather::{CollectionIndex, Entity};
+use super::entity::{CollectionIndex, Entity};
 use super::writer::{Failure, Part, Prepared, Writer, Written};
 use crate::engine::bson::order::Value;
 use crate::engine::bson::scan::find;

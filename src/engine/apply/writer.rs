@@ -6,7 +6,8 @@ use bson::{DateTime, Document, doc};
 use mongodb::{ClientSession, Database};
 
 use super::commands::{by_collection, encode};
-use super::gather::{Batch, CollectionIndex, Entity, Outcome};
+use super::entity::{CollectionIndex, Entity, Outcome};
+use super::gather::Batch;
 use super::refused::healed;
 use crate::engine::command::{COMMAND_LIMIT, Commands, number, within};
 use crate::engine::connection::probe::TargetAbilities;

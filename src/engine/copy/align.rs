@@ -6,7 +6,7 @@ use mongodb::ClientSession;
 use super::lane::{Job, Lane, Reached, Try};
 use super::writing::Work;
 use crate::engine::apply::commands::{Command, encode};
-use crate::engine::apply::gather::{Entity, Outcome};
+use crate::engine::apply::entity::{Entity, Outcome};
 use crate::engine::command::number;
 use crate::engine::compare::{Broken, Comparison, Pair, Step};
 use crate::engine::connection::probe::operation_time;

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::natural::Unfenced;
-use crate::engine::apply::gather::CollectionIndex;
+use crate::engine::apply::entity::CollectionIndex;
 use crate::engine::bson::encode::Encoder;
 use crate::engine::bson::order::Value;
 use crate::engine::command::Commands;

@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 
-use crate::engine::apply::gather::{Batch, Form, Home};
+use crate::engine::apply::gather::Batch;
+use crate::engine::apply::merge::{Form, Home};
 use crate::engine::bson::order::{Value, compare_with_plain};
 use crate::engine::bson::scan::Element;
 use crate::engine::position::{ClusterTime, Span};
@@ -276,7 +277,7 @@ pub fn released(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::apply::gather::Outcome;
+    use crate::engine::apply::entity::Outcome;
     use crate::engine::bson::scan::{find, kind};
     use crate::engine::state::Way;
     use bson::doc;

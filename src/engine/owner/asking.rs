@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Owner;
-use crate::engine::apply::gather::CollectionIndex;
+use crate::engine::apply::entity::CollectionIndex;
 use crate::engine::apply::writer::Reconciled;
 use crate::engine::bson::order::Value;
 use crate::engine::connection::probe::operation_time;

@@ -8,7 +8,7 @@ use bson::{Bson, DateTime, Document, RawDocument, doc};
 
 use super::{Owner, malformed};
 use crate::engine::apply::ddl;
-use crate::engine::apply::gather::CollectionIndex;
+use crate::engine::apply::entity::CollectionIndex;
 use crate::engine::apply::indexes::tend;
 use crate::engine::catalog::{
     FACELESS_REASON, TTL_DISARMED, list, modify_options, options_told, target_options, unsupported,

@@ -1,7 +1,8 @@
 //! From replies of the stream to batches for the writer, and back from it.
 
 use super::{EIGHTHS, IDLE_CHECKPOINT, InFlight, Owner, Pause, malformed};
-use crate::engine::apply::gather::{CollectionIndex, Form, Home};
+use crate::engine::apply::entity::CollectionIndex;
+use crate::engine::apply::merge::{Form, Home};
 use crate::engine::apply::writer::{Named, Names, Part, Prepared, Written};
 use crate::engine::copy::ranges::Route;
 use crate::engine::error::{Error, Result, Side};

@@ -6,7 +6,8 @@ use bson::{DateTime, doc};
 use tokio_util::sync::CancellationToken;
 
 use super::{COPY_BATCH, Owner, malformed};
-use crate::engine::apply::gather::{CollectionIndex, RangeDone};
+use crate::engine::apply::entity::CollectionIndex;
+use crate::engine::apply::gather::RangeDone;
 use crate::engine::catalog::target_options;
 use crate::engine::copy::lane::{Job, Lane, Report as LaneReport};
 use crate::engine::copy::natural::Unfenced;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Owner;
-use crate::engine::apply::gather::CollectionIndex;
+use crate::engine::apply::entity::CollectionIndex;
 use crate::engine::apply::indexes::{Tended, is_due, tend};
 use crate::engine::error::{Error, Result, Side};
 use crate::engine::progress::Phase;

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::Owner;
 use crate::engine::apply::ddl;
-use crate::engine::apply::gather::CollectionIndex;
+use crate::engine::apply::entity::CollectionIndex;
 use crate::engine::catalog::{Listed, list, list_indexes, target_options};
 use crate::engine::definitions::{Kept, Mend, is_as_wanted, keep};
 use crate::engine::error::{Result, Side};

@@ -26,7 +26,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::apply::gather::{Batch, CollectionIndex, Counts};
+use super::apply::entity::CollectionIndex;
+use super::apply::gather::{Batch, Counts};
 use super::apply::indexes::Tended;
 use super::apply::writer::{Part, Prepared, Writer, Written};
 use super::config::MirrorConfig;

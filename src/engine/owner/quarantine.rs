@@ -8,7 +8,8 @@ use tokio::time::Instant;
 
 use super::Owner;
 use super::asking::Ask;
-use crate::engine::apply::gather::{Batch, CollectionIndex};
+use crate::engine::apply::entity::CollectionIndex;
+use crate::engine::apply::gather::Batch;
 use crate::engine::bson::order::Value;
 use crate::engine::bson::scan::Element;
 use crate::engine::definitions::Mend;

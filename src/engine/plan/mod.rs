@@ -13,7 +13,7 @@ use mongodb::{ClientSession, Database};
 use tokio::sync::watch;
 
 use crate::engine::apply::ddl;
-use crate::engine::apply::gather::CollectionIndex;
+use crate::engine::apply::entity::CollectionIndex;
 use crate::engine::apply::writer::start_session;
 use crate::engine::catalog::{self, Catalog, Listed, Possible, has_clock, target_options};
 use crate::engine::command::Commands;
