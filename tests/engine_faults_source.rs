@@ -14,6 +14,7 @@ use mongodb::Client;
 use mongodb::options::{Acknowledgment, WriteConcern};
 use mongomirror::engine::error::Side;
 use mongomirror::engine::progress::{Phase, Progress};
+use mongomirror::engine::selection::Selection;
 use mongomirror::runner::MirrorHandle;
 use testbed::{Direction, ReplicaSet, Version};
 
@@ -324,6 +325,78 @@ async fn a_torn_network_during_the_copy_loses_nothing() {
     assert_equal(&beside.database("shop"), &copy.database("shop_backup")).await;
     let last = mirror.stop().await;
     assert_eq!(last.totals.repaired, 0, "seed {seed}");
+}
+
+/// Codes that the next batch of an open cursor can meet: the cursor is gone or killed, its state is
+/// no longer kept, its server steps down or cannot be reached.
+const OF_CURSORS: [i32; 5] = [43, 237, 239, 91, 6];
+
+/// Fails the next batch that is read of this collection; waits until that has happened.
+async fn next_batch_fails(server: &Client, collection: &str, code: i32, cause: impl Future) {
+    let admin = server.database("admin");
+    let point = doc! {
+        "configureFailPoint": "failCommand",
+        "mode": {"times": 1},
+        "data": {"failCommands": ["getMore"], "namespace": collection, "errorCode": code},
+    };
+    let before = admin.run_command(point).await.unwrap();
+    cause.await;
+    let hit = doc! {
+        "waitForFailPoint": "failCommand",
+        "timesEntered": before.get_i32("count").unwrap() + 1,
+        "maxTimeMS": 20_000,
+    };
+    let hit = admin.run_command(hit).await;
+    assert!(hit.is_ok(), "{collection}, {code}: {hit:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_copies_and_verifications_cannot_read_on_they_read_again() {
+    let (source, client) = common::start(Version::V6_0_27).await;
+    let copy = client.database("shop_backup");
+    let shop = client.database("shop");
+    let mut config = config(&source.uri(), &source.uri(), "shop");
+    config.selection = Selection::new(Vec::new(), vec!["hidden".into()]).unwrap();
+    let mirror = MirrorHandle::start(config);
+    mirroring(&mirror).await;
+    for (n, code) in OF_CURSORS.into_iter().enumerate() {
+        for capped in [false, true] {
+            let mut create = doc! {"create": "hidden"};
+            if capped {
+                create.extend(doc! {"capped": true, "size": 20_000_000});
+            }
+            shop.run_command(create).await.unwrap();
+            // Some batches each.
+            let documents = (0..20).map(|n| doc! {"_id": n, "text": "x".repeat(250_000)});
+            let hidden = shop.collection::<Document>("hidden");
+            hidden.insert_many(documents).await.unwrap();
+            let name = format!("shop.big{n}{capped}");
+            next_batch_fails(&client, &name, code, async {
+                common::rename(&client, "shop.hidden", &name).await;
+            })
+            .await;
+        }
+    }
+    caught_up(&mirror, &client).await;
+    assert_equal(&shop, &copy).await;
+    for (side, code) in [&shop, &copy]
+        .into_iter()
+        .flat_map(|side| OF_CURSORS.map(|code| (side, code)))
+    {
+        let name = format!("{}.big0false", side.name());
+        next_batch_fails(&client, &name, code, async {
+            drop(common::ask_to_verify(&mirror).await);
+        })
+        .await;
+        let verified = common::eventually("both sides are compared", async || {
+            common::ask_to_verify(&mirror).await.await.ok()?.ok()
+        })
+        .await;
+        assert_eq!(verified.differences, 0, "{name}, {code}");
+    }
+    assert_equal(&shop, &copy).await;
+    let last = mirror.stop().await;
+    assert_eq!(last.totals.repaired, 0);
 }
 
 /// What the mirror sends to the source, and what makes it do so.

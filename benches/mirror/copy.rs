@@ -69,6 +69,7 @@ async fn by_mirror(
         source: servers.source.uri(),
         target: servers.mirrored()?.uri(),
         lanes: scale.lanes,
+        verifies: false,
     };
     servers.settle().await?;
     let mut worker = Worker::start(&work)?;

@@ -40,6 +40,8 @@ pub struct Latency {
     /// change stream shows a write only then, and without anybody waiting for it, the journal of
     /// a single server may be written up to 100 ms later.
     pub acknowledged: Vec<Duration>,
+    /// From sending the write to the source's acknowledgement: what the mirror costs its clients.
+    pub at_source: Vec<Duration>,
 }
 
 /// What was measured.
@@ -49,6 +51,12 @@ pub struct Latencies {
     pub idle: Latency,
     /// Beside other writes.
     pub loaded: Latency,
+    /// The same, while the mirror compares both sides all the time.
+    pub verified: Latency,
+    /// Verifications that ended meanwhile.
+    pub verifications: u64,
+    /// What the source needs beside the same writes without any mirror.
+    pub alone: Vec<Duration>,
     /// So many other writes a second.
     pub writes: f64,
     /// Transactions in which the mirror wrote them, a second.
@@ -59,22 +67,13 @@ pub struct Latencies {
     pub usage: Usage,
 }
 
-/// Measures with a live mirror.
+/// Measures with a live mirror, with one that verifies, and without.
 pub async fn measure(servers: &Servers, scale: Scale) -> Result<Latencies> {
     let noise = collection(servers, "noise");
     let documents = (0..NOISE).map(|n| doc! {"_id": n, "n": -1, "note": "x".repeat(500)});
     noise.insert_many(documents).await?;
-    let work = Work::Mirror {
-        source: servers.source.uri(),
-        target: servers.mirrored()?.uri(),
-        lanes: scale.lanes,
-    };
-    servers.settle().await?;
-    let mut worker = Worker::start(&work)?;
-    worker
-        .wait_for("the mirror is live", |seen| seen.done)
-        .await?;
     let mut all = Latencies::default();
+    let mut worker = live(servers, scale, false).await?;
     // The first ones make connections and the collection.
     series(servers, 0, 4).await?;
     say(&format!(
@@ -88,15 +87,10 @@ pub async fn measure(servers: &Servers, scale: Scale) -> Result<Latencies> {
     ));
     let begun = Instant::now();
     let before = caught_up(servers, &mut worker).await?;
-    let written = Arc::new(AtomicU64::new(0));
-    let mut clients = JoinSet::new();
-    for client in 0..CLIENTS {
-        clients.spawn(write_on(noise.clone(), client, Arc::clone(&written)));
-    }
-    tokio::time::sleep(PAUSE * 10).await;
+    let clients = Clients::start(&noise).await;
     all.loaded = series(servers, 2, scale.samples).await?;
-    clients.shutdown().await;
-    all.writes = written.load(Ordering::Relaxed) as f64 / begun.elapsed().as_secs_f64();
+    let written = clients.stop().await;
+    all.writes = written as f64 / begun.elapsed().as_secs_f64();
     let after = caught_up(servers, &mut worker).await?;
     let events = u32::try_from(after.seen.events - before.seen.events)?.max(1);
     all.cpu = (after.usage.cpu - before.usage.cpu) / events;
@@ -104,7 +98,66 @@ pub async fn measure(servers: &Servers, scale: Scale) -> Result<Latencies> {
     all.transactions = transactions as f64 / (after.after - before.after).as_secs_f64();
     all.usage = after.usage;
     worker.stop().await?;
+
+    say("the same without a mirror");
+    let clients = Clients::start(&noise).await;
+    for n in 0..i32::try_from(scale.samples)? {
+        all.alone.push(write(servers, 3_000_000 + n).await?);
+        pause(n).await;
+    }
+    clients.stop().await;
+
+    say("the same while the mirror compares both sides all the time");
+    let mut worker = live(servers, scale, true).await?;
+    let clients = Clients::start(&noise).await;
+    let before = caught_up(servers, &mut worker).await?;
+    all.verified = series(servers, 4, scale.samples).await?;
+    let after = caught_up(servers, &mut worker).await?;
+    all.verifications = after.seen.verifications - before.seen.verifications;
+    clients.stop().await;
+    caught_up(servers, &mut worker).await?;
+    worker.stop().await?;
     Ok(all)
+}
+
+/// Starts a mirror, and waits until it is live.
+async fn live(servers: &Servers, scale: Scale, verifies: bool) -> Result<Worker> {
+    let work = Work::Mirror {
+        source: servers.source.uri(),
+        target: servers.mirrored()?.uri(),
+        lanes: scale.lanes,
+        verifies,
+    };
+    servers.settle().await?;
+    let mut worker = Worker::start(&work)?;
+    worker
+        .wait_for("the mirror is live", |seen| seen.live)
+        .await?;
+    Ok(worker)
+}
+
+/// Clients that write in the background.
+struct Clients {
+    tasks: JoinSet<()>,
+    written: Arc<AtomicU64>,
+}
+
+impl Clients {
+    async fn start(noise: &Collection<Document>) -> Self {
+        let written = Arc::new(AtomicU64::new(0));
+        let mut tasks = JoinSet::new();
+        for client in 0..CLIENTS {
+            tasks.spawn(write_on(noise.clone(), client, Arc::clone(&written)));
+        }
+        tokio::time::sleep(PAUSE * 10).await;
+        Self { tasks, written }
+    }
+
+    /// Ends them, and returns how often they have written.
+    async fn stop(mut self) -> u64 {
+        self.tasks.shutdown().await;
+        self.written.load(Ordering::Relaxed)
+    }
 }
 
 fn collection(servers: &Servers, name: &str) -> Collection<Document> {
@@ -124,23 +177,27 @@ async fn caught_up(servers: &Servers, worker: &mut Worker) -> Result<Reached> {
 async fn series(servers: &Servers, number: i32, samples: usize) -> Result<Latency> {
     let mut latency = Latency::default();
     for n in 0..i32::try_from(samples)? {
-        let (sent, acknowledged) = sample(servers, number * 1_000_000 + n).await?;
+        let id = number * 1_000_000 + n;
+        let begun = Instant::now();
+        let at_source = write(servers, id).await?;
+        arrival(servers, id).await?;
+        let sent = begun.elapsed();
         latency.sent.push(sent);
-        latency.acknowledged.push(acknowledged);
-        // Not in step with anything that happens at intervals.
-        tokio::time::sleep(PAUSE + Duration::from_millis(u64::from(n.unsigned_abs()) * 7 % 23))
-            .await;
+        latency.acknowledged.push(sent - at_source);
+        latency.at_source.push(at_source);
+        pause(n).await;
     }
     Ok(latency)
 }
 
-/// One write: an insert, then an update of what was inserted, and so on.
-async fn sample(servers: &Servers, n: i32) -> Result<(Duration, Duration)> {
+/// Not in step with anything that happens at intervals.
+async fn pause(n: i32) {
+    tokio::time::sleep(PAUSE + Duration::from_millis(u64::from(n.unsigned_abs()) * 7 % 23)).await;
+}
+
+/// One write: an insert, then an update of what was inserted, and so on. Returns how long it took.
+async fn write(servers: &Servers, n: i32) -> Result<Duration> {
     let source = collection(servers, "probes");
-    let target = servers
-        .mirrored()?
-        .database()
-        .collection::<Document>("probes");
     let majority = WriteConcern::majority();
     let id = n & !1;
     let begun = Instant::now();
@@ -151,15 +208,26 @@ async fn sample(servers: &Servers, n: i32) -> Result<(Duration, Duration)> {
         let update = source.update_one(doc! {"_id": id}, doc! {"$set": {"n": n}});
         update.upsert(true).write_concern(majority).await?;
     }
-    let acknowledged = Instant::now();
-    while target.find_one(doc! {"_id": id, "n": n}).await?.is_none() {
+    Ok(begun.elapsed())
+}
+
+/// Waits until the target shows that write.
+async fn arrival(servers: &Servers, n: i32) -> Result<()> {
+    let target = servers.mirrored()?.database();
+    let target = target.collection::<Document>("probes");
+    let begun = Instant::now();
+    while target
+        .find_one(doc! {"_id": n & !1, "n": n})
+        .await?
+        .is_none()
+    {
         if begun.elapsed() > PATIENCE {
             return Err("a write does not arrive on the target".into());
         }
         // Tokio's own timer counts in milliseconds; other threads go on meanwhile.
         std::thread::sleep(LOOK);
     }
-    Ok((begun.elapsed(), acknowledged.elapsed()))
+    Ok(())
 }
 
 /// One of the clients that write in the background, until it is aborted.

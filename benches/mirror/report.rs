@@ -197,9 +197,29 @@ impl Report {
 
     /// Single writes.
     pub fn latency(&mut self, latencies: &Latencies) {
-        for (name, latency) in [("idle", &latencies.idle), ("loaded", &latencies.loaded)] {
+        for (name, latency) in [
+            ("idle", &latencies.idle),
+            ("loaded", &latencies.loaded),
+            ("verified", &latencies.verified),
+        ] {
             self.single_writes(name, latency);
         }
+        // What the source's clients feel, beside the same without a mirror.
+        for (name, latency) in [
+            ("loaded", &latencies.loaded),
+            ("verified", &latencies.verified),
+        ] {
+            for percent in [50, 99] {
+                let both = (
+                    vec![percentile(&latency.at_source, percent)],
+                    vec![percentile(&latencies.alone, percent)],
+                );
+                let name = format!("{name}: acknowledged by the source p{percent}");
+                self.add(name, "ms", both, Goal::None);
+            }
+        }
+        let verifications = (vec![latencies.verifications as f64], Vec::new());
+        self.add("verified: verifications", "", verifications, Goal::None);
         let writes = (vec![latencies.writes], Vec::new());
         self.add("loaded: writes beside", "writes/s", writes, Goal::None);
         let transactions = (vec![latencies.transactions], Vec::new());

@@ -101,6 +101,7 @@ async fn by_mirror(
         source: servers.source.uri(),
         target: servers.mirrored()?.uri(),
         lanes: scale.lanes,
+        verifies: false,
     };
     let until = servers.source.time().await?;
     let mut worker = Worker::start(&work)?;

@@ -28,6 +28,9 @@ const WORKER: &str = "__worker";
 /// The driver still closes cursors in tasks of its own, and panics if the runtime goes meanwhile.
 const FAREWELL: Duration = Duration::from_millis(100);
 
+/// Between two verifications of a mirror that always verifies.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// What a worker is told to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Work {
@@ -39,6 +42,8 @@ pub enum Work {
         target: String,
         /// Ranges copied at the same time.
         lanes: usize,
+        /// Whether it begins a verification as soon as the last one is over.
+        verifies: bool,
     },
     /// Copies with as little code as possible.
     Copy {
@@ -65,6 +70,10 @@ pub enum Work {
 pub struct Seen {
     /// The work is complete; for a mirror: it is live, and its copy is verified.
     pub done: bool,
+    /// The mirror follows the source, verified or not.
+    pub live: bool,
+    /// Verifications of this process that are over.
+    pub verifications: u64,
     /// The mirror has planned its copy or its resumption.
     pub planned: bool,
     /// The copy is complete.
@@ -94,6 +103,8 @@ impl Seen {
             done: progress.phase == Phase::Mirroring
                 && progress.verification.last.is_some()
                 && progress.verification.running.is_none(),
+            live: progress.phase == Phase::Mirroring,
+            verifications: 0,
             planned: !matches!(progress.phase, Phase::Pending | Phase::Failed),
             copied: sync.completed_at.is_some(),
             count: sync.documents_copied,
@@ -145,8 +156,11 @@ pub async fn run(work: Work) -> Result<()> {
             source,
             target,
             lanes,
+            verifies,
         } => {
-            return mirror(config(&source, &target, lanes)?, stop).await;
+            let mut config = config(&source, &target, lanes)?;
+            config.verify_every = verifies.then_some(AGAIN);
+            return mirror(config, stop).await;
         }
         Work::Copy {
             source,
@@ -199,12 +213,24 @@ async fn mirror(config: MirrorConfig, mut stop: oneshot::Receiver<()>) -> Result
     let handle = MirrorHandle::start(config);
     let mut progress = handle.progress();
     let mut told = Seen::default();
+    let (mut verified, mut verifications) = (None, 0);
     loop {
         tokio::select! {
             _ = &mut stop => break,
             changed = progress.changed() => changed?,
         }
-        let seen = Seen::of(&progress.borrow_and_update());
+        let seen = {
+            let now = progress.borrow_and_update();
+            let last = now.verification.last.as_ref().map(|last| last.time);
+            if last != verified {
+                verified = last;
+                verifications += 1;
+            }
+            Seen {
+                verifications,
+                ..Seen::of(&now)
+            }
+        };
         if seen != told {
             seen.tell()?;
             told = seen;
