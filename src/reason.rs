@@ -31,6 +31,7 @@ macro_rules! reasons {
 
 reasons! {
     // The resource and its Secrets.
+    InvalidCertificate,
     InvalidSpec,
     InvalidUri,
     SecretForbidden,
@@ -48,7 +49,6 @@ reasons! {
     VersionTooOld,
     // Which databases.
     SameDatabase,
-    SelectionChanged,
     SourceForbidden,
     SourceReplaced,
     TargetBusy,
@@ -99,6 +99,7 @@ reasons! {
     Paused,
     Recovered,
     RequestRefused,
+    ResyncBegun,
     Resumed,
     Synced,
     Verified,

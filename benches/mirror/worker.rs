@@ -191,6 +191,7 @@ pub async fn run(work: Work) -> Result<()> {
 fn config(source: &str, target: &str, lanes: usize) -> Result<MirrorConfig> {
     let endpoint = |uri: &str| -> Result<Endpoint> {
         Ok(Endpoint {
+            tls: None,
             uri: ConnectionUri::parse(uri)?,
             database: DATABASE.to_owned(),
         })
@@ -200,6 +201,8 @@ fn config(source: &str, target: &str, lanes: usize) -> Result<MirrorConfig> {
         source: endpoint(source)?,
         target: endpoint(target)?,
         selection: Selection::default(),
+        on_existing_data: Default::default(),
+        on_deselected: Default::default(),
         on_history_lost: OnHistoryLost::default(),
         verify_every: None,
         limits: Limits {

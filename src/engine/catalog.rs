@@ -490,6 +490,11 @@ impl Catalog {
             .filter(|(_, collection)| collection.alive)
     }
 
+    /// What is left out, by its UUID.
+    pub fn left_out_by_uuid(&self) -> impl Iterator<Item = (&Uuid, &Unsupported)> {
+        self.unsupported.iter()
+    }
+
     /// What is left out.
     pub fn left_out(&self) -> impl Iterator<Item = &Unsupported> {
         self.unsupported.values()

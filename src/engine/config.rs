@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::connection::tls::Tls;
 use super::connection::uri::ConnectionUri;
 use super::quarantine;
 use super::selection::Selection;
@@ -19,12 +20,38 @@ pub struct MirrorConfig {
     pub target: Endpoint,
     /// Which collections take part.
     pub selection: Selection,
+    /// What to do with a target that is not empty when the mirror begins.
+    pub on_existing_data: OnExistingData,
+    /// What becomes of collections that are no longer selected.
+    pub on_deselected: OnDeselected,
     /// What to do when the source's oplog no longer reaches back to the mirror's position.
     pub on_history_lost: OnHistoryLost,
     /// How often both sides are compared; always once after a copy.
     pub verify_every: Option<Duration>,
     /// Bounds on what the mirror may use.
     pub limits: Limits,
+}
+
+/// What to do with a target database that holds collections before the mirror has made any.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OnExistingData {
+    /// Stop, and wait for a person.
+    #[default]
+    Refuse,
+    /// Drop all of them, and copy.
+    Replace,
+    /// Compare them with the source's, write what differs, and drop what the source does not have.
+    Adopt,
+}
+
+/// What becomes of the target's copy of a collection that no longer takes part.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OnDeselected {
+    /// It stays as it is.
+    #[default]
+    Retain,
+    /// It is dropped.
+    Drop,
 }
 
 /// What to do when the changes since the mirror's position can no longer be read.
@@ -42,6 +69,8 @@ pub enum OnHistoryLost {
 pub struct Endpoint {
     /// How to reach the deployment.
     pub uri: ConnectionUri,
+    /// How the connection is encrypted, beyond what that says.
+    pub tls: Option<Tls>,
     /// The database's name.
     pub database: String,
 }
@@ -53,6 +82,10 @@ pub struct Limits {
     pub memory_bytes: usize,
     /// Ranges that are copied at the same time.
     pub copy_lanes: usize,
+    /// Batches of the copy that are written at the same time; as many as there are lanes, without.
+    pub copy_writers: Option<usize>,
+    /// Bytes that a copy reads of the source per second, all lanes together.
+    pub copy_bytes_per_second: Option<u64>,
     /// Bytes of data in one range of the copy.
     pub range_bytes: u64,
     /// Bytes that a verification reads per second, of each side.
@@ -68,6 +101,8 @@ impl Default for Limits {
         Self {
             memory_bytes: 64 << 20,
             copy_lanes: 3,
+            copy_writers: None,
+            copy_bytes_per_second: None,
             range_bytes: small_ranges().unwrap_or(64 << 20),
             verify_bytes_per_second: 64 << 20,
             quarantine: quarantine::MOST,

@@ -115,7 +115,10 @@ pub fn differences(
         compare_indexes(entry, source, target, &mut different);
     }
     let is_known = |listed: &Listed| {
-        listed.name.starts_with("system.") || sources.contains_key(listed.name.as_str())
+        // What is not selected may have been left from another selection.
+        listed.name.starts_with("system.")
+            || sources.contains_key(listed.name.as_str())
+            || !takes_part(&listed.name)
     };
     for extra in target.listed.iter().filter(|listed| !is_known(listed)) {
         let what = format!("{:?} is only on the target", extra.name);

@@ -201,13 +201,6 @@ pub enum Error {
         /// Where the mirror stood.
         position: ClusterTime,
     },
-    /// The selection was changed under an existing checkpoint.
-    #[error(
-        "the selected collections were changed, but the target was made with other ones ({0}): \
-         restore them, or drop the target database and its document in mongomirror.checkpoints \
-         to copy again"
-    )]
-    SelectionChanged(String),
     /// The state database was written by a newer version.
     #[error("the checkpoint has format {0}, which this version does not know: use a newer version")]
     Format(i64),
@@ -449,7 +442,6 @@ impl Error {
             Self::SourceReplaced(_) => Reason::SourceReplaced,
             Self::Fenced { .. } => Reason::Fenced,
             Self::HistoryLost { .. } => Reason::HistoryLost,
-            Self::SelectionChanged(_) => Reason::SelectionChanged,
             Self::Format(_) => Reason::CheckpointFormat,
             Self::CheckpointDamaged(_) => Reason::CheckpointDamaged,
             Self::EventTooLarge { .. } => Reason::EventTooLarge,

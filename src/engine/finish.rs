@@ -34,7 +34,7 @@ const DISCONNECT: Duration = Duration::from_secs(2);
 /// What the exchange met, or that it took longer than [`LIMIT`]. What was armed by then stays so.
 pub async fn finish(config: &MirrorConfig) -> Result<()> {
     let armed = tokio::time::timeout(LIMIT, async {
-        let client = connect(&config.target.uri, Side::Target).await?;
+        let client = connect(&config.target, Side::Target).await?;
         let outcome = arm(config, &client).await;
         let shutdown = client.shutdown().immediate(true);
         let _ = tokio::time::timeout(DISCONNECT, shutdown.into_future()).await;
@@ -101,7 +101,7 @@ fn is_ours(config: &MirrorConfig, found: &Checkpoint) -> bool {
 }
 
 /// Caps, and what expires.
-async fn arm_clocks(target: &Commands, entry: &CatalogEntry) -> Result<()> {
+pub(super) async fn arm_clocks(target: &Commands, entry: &CatalogEntry) -> Result<()> {
     let mut outcome = Ok(());
     if let Some(armed) = armed_options(&entry.options) {
         outcome = ddl::modify(target, &entry.name, &armed).await;

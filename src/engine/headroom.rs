@@ -334,7 +334,7 @@ async fn watch(config: MirrorConfig, known: Option<ClusterTime>, publish: watch:
             };
             let client = match &source {
                 Some(client) => client,
-                None => source.insert(connect(&config.source.uri, Side::Source).await?),
+                None => source.insert(connect(&config.source, Side::Source).await?),
             };
             Ok(Some((position, measure(client).await)))
         };
@@ -351,7 +351,7 @@ async fn watch(config: MirrorConfig, known: Option<ClusterTime>, publish: watch:
 
 /// Where a mirror stands, as the target remembers; `None` if it has not begun.
 async fn position_of(config: &MirrorConfig) -> Result<Option<ClusterTime>> {
-    let client = connect(&config.target.uri, Side::Target).await?;
+    let client = connect(&config.target, Side::Target).await?;
     let state = StateStore::new(&client, &config.target.database);
     let checkpoint = state.load().await;
     client.shutdown().immediate(true).await;

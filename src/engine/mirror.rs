@@ -4,14 +4,14 @@
 use std::time::{Duration, SystemTime};
 
 use rand::Rng;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::config::{MirrorConfig, OnHistoryLost};
 use super::error::{Error, Side, code};
 use super::headroom;
-use super::owner::{Kept, Owner};
+use super::owner::{End, Kept, Owner};
 use super::plan::{Rival, prepare};
 use super::progress::{Phase, Problem, Progress};
 use super::request::{Refusal, Request};
@@ -33,7 +33,9 @@ pub struct Before {
     /// The epoch it last had.
     pub own_epoch: Option<i64>,
     /// Changes of the source cannot be read: both sides have to be compared.
-    pub resync: bool,
+    has_gap: bool,
+    /// Who asked for both sides to be compared and made equal. Told when that is planned.
+    asked: Vec<oneshot::Sender<Result<(), Refusal>>>,
     /// Changes could not be laid over a document that holds one name twice.
     pub careful: bool,
     kept: Kept,
@@ -53,7 +55,13 @@ pub async fn run(
     loop {
         let started = tokio::time::Instant::now();
         let error = match run_once(config, publish, requests, stop, &mut before).await {
-            Ok(()) => break,
+            Ok(End::Stopped) => break,
+            Ok(End::Resync(done)) => {
+                tracing::info!(mirror = %config.name, "beginning anew over what the target holds, as asked");
+                before.asked.push(done);
+                compares(publish);
+                continue;
+            }
             Err(error) => error,
         };
         // From now until it is connected again; another process's position is not ours.
@@ -69,23 +77,24 @@ pub async fn run(
         let wait = match before.learn(config, &error) {
             Again::Compare => {
                 tracing::warn!(mirror = %config.name, "{error}; comparing both sides, to write what differs");
-                publish.send_modify(|progress| {
-                    progress.totals.resyncs += 1;
-                    progress.phase = Phase::Pending;
-                    progress.consistent_at = None;
-                });
+                compares(publish);
                 BACKOFF.0
             }
             Again::Human => HUMAN,
             Again::Soon => pause,
         };
-        if !before.resync {
+        if !before.has_gap {
             report(config, publish, &error);
         }
         // Many mirrors of one server must not come back in step.
         let wait = wait.mul_f64(rand::rng().random_range(0.75..1.25));
-        if !rest(wait, requests, stop).await {
-            break;
+        match rest(wait, requests, stop).await {
+            Rested::Over => {}
+            Rested::Stopped => break,
+            Rested::Asked(done) => {
+                before.asked.push(done);
+                compares(publish);
+            }
         }
         pause = (pause * 2).min(BACKOFF.1);
     }
@@ -97,6 +106,15 @@ pub async fn run(
     tracing::info!(mirror = %config.name, "stopped");
 }
 
+/// From here on the target is nothing that the source was, until all is compared.
+fn compares(publish: &watch::Sender<Progress>) {
+    publish.send_modify(|progress| {
+        progress.totals.resyncs += 1;
+        progress.phase = Phase::Pending;
+        progress.consistent_at = None;
+    });
+}
+
 /// How a mirror goes on after an error.
 enum Again {
     Compare,
@@ -105,17 +123,27 @@ enum Again {
 }
 
 impl Before {
+    /// Both sides have to be compared before the mirror goes on.
+    pub fn compares(&self) -> bool {
+        self.has_gap || self.is_asked()
+    }
+
+    /// Somebody asked for that.
+    pub fn is_asked(&self) -> bool {
+        !self.asked.is_empty()
+    }
+
     fn learn(&mut self, config: &MirrorConfig, error: &Error) -> Again {
         if matches!(error, Error::Fenced { .. }) && self.rival == Rival::None {
             self.rival = Rival::Unknown;
         }
-        self.resync = error.is_gap() && config.on_history_lost == OnHistoryLost::Resync;
+        self.has_gap = error.is_gap() && config.on_history_lost == OnHistoryLost::Resync;
         // Documents that are read again are put whatever is there.
         self.careful = error.code() == Some(code::NAME_TWICE) || matches!(error, Error::Unsettled);
         if error.side() == Some(Side::Target) && error.is_too_much() {
             self.kept.batch_failed();
         }
-        if self.resync {
+        if self.has_gap {
             Again::Compare
         } else if error.needs_human() {
             Again::Human
@@ -125,19 +153,30 @@ impl Before {
     }
 }
 
-/// Waits for another try, and refuses what is asked for meanwhile; false when asked to stop.
+/// How a pause ended.
+enum Rested {
+    Over,
+    Stopped,
+    /// Somebody wants both sides to be compared.
+    Asked(oneshot::Sender<Result<(), Refusal>>),
+}
+
+/// Waits for another try, and refuses what only a mirror that runs can do.
 async fn rest(
     wait: Duration,
     requests: &mut mpsc::Receiver<Request>,
     stop: &CancellationToken,
-) -> bool {
+) -> Rested {
     let over = tokio::time::sleep(wait);
     tokio::pin!(over);
     loop {
         tokio::select! {
-            () = stop.cancelled() => return false,
-            () = &mut over => return true,
-            Some(request) = requests.recv() => request.refuse(Refusal::NotMirroring),
+            () = stop.cancelled() => return Rested::Stopped,
+            () = &mut over => return Rested::Over,
+            Some(request) = requests.recv() => match request {
+                Request::Resync { done } => return Rested::Asked(done),
+                request => request.refuse(Refusal::NotMirroring),
+            }
         }
     }
 }
@@ -148,12 +187,16 @@ async fn run_once(
     requests: &mut mpsc::Receiver<Request>,
     stop: &CancellationToken,
     before: &mut Before,
-) -> Result<(), Error> {
+) -> Result<End, Error> {
     let planned = tokio::select! {
-        () = stop.cancelled() => return Ok(()),
+        () = stop.cancelled() => return Ok(End::Stopped),
         planned = prepare(config, publish, before) => planned?,
     };
     before.watch = None;
+    for done in before.asked.drain(..) {
+        // Whoever asked may be gone.
+        let _ = done.send(Ok(()));
+    }
     tracing::info!(
         mirror = %config.name,
         epoch = planned.epoch,

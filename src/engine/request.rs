@@ -24,6 +24,12 @@ pub enum Request {
         /// Where the answer goes.
         done: oneshot::Sender<Result<VerificationResult, Refusal>>,
     },
+    /// Begin anew over what the target holds: everything is compared with the source and made
+    /// equal, from wherever the mirror stands.
+    Resync {
+        /// Told when that is planned and remembered.
+        done: oneshot::Sender<Result<(), Refusal>>,
+    },
 }
 
 impl Request {
@@ -33,6 +39,7 @@ impl Request {
         match self {
             Self::Sync { done, .. } => drop(done.send(Err(refusal))),
             Self::Verify { done } => drop(done.send(Err(refusal))),
+            Self::Resync { done } => drop(done.send(Err(refusal))),
         }
     }
 }

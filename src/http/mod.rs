@@ -110,6 +110,10 @@ fn router(registry: Registry, readiness: watch::Receiver<Readiness>) -> Router {
             post(requests::verify),
         )
         .route(
+            "/api/v1/mirrors/{namespace}/{name}/resync",
+            post(requests::resync),
+        )
+        .route(
             "/api/v1/mirrors/{namespace}/{name}/quarantine",
             get(api::quarantine),
         )

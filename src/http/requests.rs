@@ -10,6 +10,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use bson::Document;
 use serde::Deserialize;
+use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::Shared;
@@ -22,6 +23,9 @@ const SYNC_LIMIT: Duration = Duration::from_secs(300);
 
 /// Longest wait for a verification; it goes on, and its result is shown by the mirror.
 const VERIFY_LIMIT: Duration = Duration::from_secs(3600);
+
+/// Longest wait until a resync is planned.
+const RESYNC_LIMIT: Duration = Duration::from_secs(300);
 
 /// Which documents.
 #[derive(Deserialize)]
@@ -68,6 +72,18 @@ pub async fn verify(
     let request = |done| Request::Verify { done };
     match answered(&shared, namespace, name, request, VERIFY_LIMIT).await {
         Ok(result) => Json(verification_result(&result)).into_response(),
+        Err(response) => response,
+    }
+}
+
+/// `POST /api/v1/mirrors/{namespace}/{name}/resync`
+pub async fn resync(
+    State(shared): State<Arc<Shared>>,
+    Path((namespace, name)): Path<(String, String)>,
+) -> Response {
+    let request = |done| Request::Resync { done };
+    match answered(&shared, namespace, name, request, RESYNC_LIMIT).await {
+        Ok(()) => (StatusCode::ACCEPTED, Json(json!({ "begun": true }))).into_response(),
         Err(response) => response,
     }
 }

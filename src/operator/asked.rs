@@ -29,6 +29,9 @@ const LONGEST: usize = 1024;
 /// Pause before a mirror is asked again for what it cannot do now.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 
+/// What is told of a resync: it may take long, and the mirror itself shows how far it is.
+const RESYNC_BEGUN: &str = "both sides are compared from the beginning, and made equal";
+
 /// What is asked for, by kind: the values of the annotations.
 pub type Wishes = BTreeMap<RequestKind, String>;
 
@@ -189,6 +192,7 @@ impl Held {
 /// What an annotation says.
 enum Wish {
     Verify,
+    Resync,
     Sync(SyncWish),
 }
 
@@ -211,6 +215,7 @@ impl Wish {
         }
         match kind {
             RequestKind::Verify => Ok(Self::Verify),
+            RequestKind::Resync => Ok(Self::Resync),
             RequestKind::Sync => serde_json::from_str(value)
                 .map(Self::Sync)
                 .map_err(|error| {
@@ -227,6 +232,9 @@ impl Wish {
             Self::Verify => ask(mirror, |done| Request::Verify { done })
                 .await
                 .map(verified),
+            Self::Resync => ask(mirror, |done| Request::Resync { done })
+                .await
+                .map(|()| RESYNC_BEGUN.to_owned()),
             Self::Sync(SyncWish {
                 collection, filter, ..
             }) => {
@@ -323,7 +331,7 @@ mod tests {
                 count += 1;
                 match request {
                     Request::Verify { done } => done.send(Ok(result())).unwrap(),
-                    Request::Sync { .. } => panic!("not asked for"),
+                    other => panic!("not asked for: {other:?}"),
                 }
             }
             count

@@ -103,6 +103,7 @@ fn between(before: &MongoMirrorStatus, now: &MongoMirrorStatus) -> Vec<Event> {
         events.extend(match (one.kind, one.state) {
             (_, RequestState::Refused) => Some(warning(Reason::RequestRefused, "Ask", &one.result)),
             (RequestKind::Sync, _) => Some(normal(Reason::Synced, "Ask", &one.result)),
+            (RequestKind::Resync, _) => Some(normal(Reason::ResyncBegun, "Ask", &one.result)),
             // What it came to is told as such.
             (RequestKind::Verify, _) => None,
         });

@@ -60,15 +60,22 @@ impl SecretError {
 
 /// The names of the Secrets that a spec refers to.
 pub fn names(spec: &MongoMirrorSpec) -> BTreeSet<&str> {
-    let target = spec
-        .target
-        .as_ref()
-        .and_then(|target| target.uri_secret_ref.as_ref());
-    [Some(&spec.source.uri_secret_ref), target]
-        .into_iter()
-        .flatten()
-        .map(|reference| reference.name.as_str())
-        .collect()
+    let target = spec.target.as_ref();
+    let uris = [
+        Some(&spec.source.uri_secret_ref),
+        target.and_then(|target| target.uri_secret_ref.as_ref()),
+    ];
+    let uris = uris.into_iter().flatten().map(|it| it.name.as_str());
+    let tls = [
+        spec.source.tls.as_ref(),
+        target.and_then(|target| target.tls.as_ref()),
+    ];
+    let certificates = tls.into_iter().flatten().flat_map(|tls| {
+        let ca = tls.ca_secret_ref.as_ref().map(|it| it.name.as_str());
+        let own = tls.client_certificate_secret_ref.as_ref();
+        [ca, own.map(|it| it.name.as_str())]
+    });
+    uris.chain(certificates.flatten()).collect()
 }
 
 /// Reads the Secrets of one mirror and remembers them until they change.

@@ -168,6 +168,22 @@ pub struct VerificationSpec {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct LimitsSpec {
+    /// How much a copy reads of the source in a second, in MiB: the initial one, and every later
+    /// one. Without it, as fast as both sides can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100_000))]
+    pub copy_mebibytes_per_second: Option<i32>,
+
+    /// How many parts of the source a copy reads at a time. Without it, 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 16))]
+    pub read_concurrency: Option<i32>,
+
+    /// How many batches a copy writes to the target at a time. Without it, as many as it reads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 16))]
+    pub write_concurrency: Option<i32>,
+
     /// How much a comparison of both sides reads of each in a second, in MiB. Without it, 64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100_000))]
@@ -185,6 +201,10 @@ pub struct SourceSpec {
     /// The Secret that holds the connection string of the source's deployment, a replica set.
     pub uri_secret_ref: SecretKeyRef,
 
+    /// How the connection to the source is encrypted, beyond what its connection string says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsSpec>,
+
     /// The source database's name. It cannot be changed later.
     #[schemars(length(min = 1, max = 63), regex(pattern = DATABASE_NAME))]
     #[x_kube(validation = rules::source_stays(), validation = rules::source_is_a_users())]
@@ -200,12 +220,81 @@ pub struct TargetSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uri_secret_ref: Option<SecretKeyRef>,
 
+    /// How the connection to the target is encrypted, beyond what its connection string says.
+    /// Without it, and without a connection string of its own, as the source's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsSpec>,
+
+    /// What to do if the target database holds collections before the mirror has made any. Refuse:
+    /// nothing, and wait for you. Replace: drop all of them, and copy. Adopt: compare them with the
+    /// source's, write only what differs, and drop what the source does not have. Once the mirror
+    /// has begun, this means nothing any more.
+    #[serde(default)]
+    pub on_existing_data: OnExistingData,
+
     /// The target database's name. Without it, `<source database>_backup`. It cannot be changed
     /// later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63), regex(pattern = DATABASE_NAME))]
     #[x_kube(validation = rules::target_is_a_users())]
     pub database: Option<String>,
+}
+
+/// What to do with a target that holds collections before the mirror has made any. Refuse: nothing,
+/// and wait for a person. Replace: drop them, and copy. Adopt: write only what differs.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnExistingData {
+    /// Nothing, and wait for a person.
+    #[default]
+    Refuse,
+    /// Drop all of them, and copy.
+    Replace,
+    /// Write only what differs.
+    Adopt,
+}
+
+/// How a connection is encrypted. With it, it is: `tls=true` need not be in the connection string.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct TlsSpec {
+    /// The Secret that holds the certificates (PEM) of the authorities that the servers'
+    /// certificates are checked with. Without it, the authorities that browsers trust.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_secret_ref: Option<CaSecretRef>,
+
+    /// The Secret that holds the certificate that the mirror shows to the servers, and its key, as
+    /// for X.509 authentication (`authMechanism=MONGODB-X509` in the connection string).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_certificate_secret_ref: Option<ClientCertificateSecretRef>,
+}
+
+/// One key of a Secret in the resource's own namespace.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct CaSecretRef {
+    /// The Secret's name. It is read from the namespace of the MongoMirror, and read again when
+    /// it changes.
+    #[schemars(length(min = 1, max = 253), regex(pattern = SECRET_NAME))]
+    pub name: String,
+
+    /// The key under which the Secret holds the certificates.
+    #[serde(default = "ca_key")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = SECRET_KEY))]
+    pub key: String,
+}
+
+/// A Secret of the type `kubernetes.io/tls` in the resource's own namespace.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct ClientCertificateSecretRef {
+    /// The Secret's name. It holds the certificate under `tls.crt` and its key under `tls.key`,
+    /// both as PEM.
+    #[schemars(length(min = 1, max = 253), regex(pattern = SECRET_NAME))]
+    pub name: String,
+}
+
+fn ca_key() -> String {
+    "ca.crt".to_owned()
 }
 
 /// One key of a Secret in the resource's own namespace.
@@ -244,6 +333,23 @@ pub struct CollectionsSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), inner(length(min = 1, max = 255)))]
     pub exclude: Vec<String>,
+
+    /// What becomes of the target's copy of a collection that you take out of the selection. Retain:
+    /// it stays as it is, and the mirror does not touch it again. Drop: it is dropped. (A collection
+    /// that is dropped on the source, or renamed out of the selection, is dropped in any case.)
+    #[serde(default)]
+    pub on_deselected: OnDeselected,
+}
+
+/// What becomes of collections that are no longer selected. Retain: they stay as they are. Drop: they
+/// are dropped.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnDeselected {
+    /// They stay as they are.
+    #[default]
+    Retain,
+    /// They are dropped.
+    Drop,
 }
 
 /// What MongoDB accepts as a database name on every platform it runs on, minus its length.

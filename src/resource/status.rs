@@ -88,8 +88,8 @@ pub struct MongoMirrorStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oplog_headroom: Option<OplogHeadroomStatus>,
 
-    /// What was asked for by the annotations `mongomirror.dev/verify` and `mongomirror.dev/sync`, and
-    /// what came of it.
+    /// What was asked for by the annotations `mongomirror.dev/verify`, `mongomirror.dev/resync` and
+    /// `mongomirror.dev/sync`, and what came of it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["kind".into()]))]
@@ -275,7 +275,8 @@ pub struct OplogHeadroomStatus {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct RequestStatus {
-    /// Verify: compare both sides. Sync: put documents right.
+    /// Verify: compare both sides. Resync: begin anew over what the target holds. Sync: put
+    /// documents right.
     pub kind: RequestKind,
     /// The annotation's value. It is done once; another value asks again.
     #[schemars(length(max = 1024))]
@@ -300,17 +301,20 @@ pub enum RequestKind {
     Verify,
     /// Put documents right.
     Sync,
+    /// Begin anew over what the target holds.
+    Resync,
 }
 
 impl RequestKind {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Verify, Self::Sync];
+    pub const ALL: [Self; 3] = [Self::Verify, Self::Sync, Self::Resync];
 
     /// The annotation's name, without the prefix.
     pub fn annotation(self) -> &'static str {
         match self {
             Self::Verify => "verify",
             Self::Sync => "sync",
+            Self::Resync => "resync",
         }
     }
 }

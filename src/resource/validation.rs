@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::spec::{LimitsSpec, MongoMirrorSpec, OnHistoryLost, SecretKeyRef, VerificationSpec};
+use super::spec::{
+    LimitsSpec, MongoMirrorSpec, OnDeselected, OnExistingData, OnHistoryLost, SecretKeyRef,
+    TlsSpec, VerificationSpec,
+};
 use crate::reason::Reason;
 
 /// Databases of MongoDB itself, and the one in which mirrors keep their checkpoints.
@@ -15,6 +18,11 @@ const RESERVED: &[&str] = &["admin", "config", "local", "mongomirror"];
 
 /// What a target is called by default: the source's name and this.
 const DEFAULT_TARGET_SUFFIX: &str = "_backup";
+
+/// The keys of a Secret of the type `kubernetes.io/tls`.
+pub const CERTIFICATE: &str = "tls.crt";
+/// As [`CERTIFICATE`].
+pub const CERTIFICATE_KEY: &str = "tls.key";
 
 /// The longest database name MongoDB accepts, in bytes.
 const DATABASE_NAME_BYTES: usize = 63;
@@ -85,12 +93,28 @@ pub struct ValidSpec {
     pub include: Vec<String>,
     /// Patterns of collections that do not.
     pub exclude: Vec<String>,
+    /// What becomes of collections that are no longer selected.
+    pub on_deselected: OnDeselected,
+    /// What to do with a target that is not empty when the mirror begins.
+    pub on_existing_data: OnExistingData,
     /// What to do when history is lost.
     pub on_history_lost: OnHistoryLost,
     /// How often both sides are compared.
     pub verify_every: Option<Duration>,
-    /// Bytes that a comparison reads of each side per second, if limited otherwise than by
-    /// default.
+    /// Bounds.
+    pub limits: ValidLimits,
+}
+
+/// Bounds on what a mirror may use, where they are others than by default.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ValidLimits {
+    /// Bytes that a copy reads of the source per second.
+    pub copy_bytes_per_second: Option<u64>,
+    /// Parts of the source that a copy reads at a time.
+    pub readers: Option<usize>,
+    /// Batches that a copy writes at a time.
+    pub writers: Option<usize>,
+    /// Bytes that a comparison reads of each side per second.
     pub verify_bytes_per_second: Option<u64>,
 }
 
@@ -99,8 +123,19 @@ pub struct ValidSpec {
 pub struct ValidSide {
     /// Where the connection string is.
     pub secret: SecretKeyRef,
+    /// How the connection is encrypted, beyond what that says.
+    pub tls: Option<ValidTls>,
     /// The database's name.
     pub database: String,
+}
+
+/// Where the certificates of a connection are.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ValidTls {
+    /// The authorities'.
+    pub ca: Option<SecretKeyRef>,
+    /// The name of the Secret with the mirror's own, and its key.
+    pub certificate: Option<String>,
 }
 
 /// The name of the target database that a spec asks for, valid or not.
@@ -118,14 +153,16 @@ pub fn target_database(spec: &MongoMirrorSpec) -> String {
 pub fn validate(spec: &MongoMirrorSpec) -> Result<ValidSpec, SpecError> {
     let source = ValidSide {
         secret: check_secret("spec.source.uriSecretRef", &spec.source.uri_secret_ref)?,
+        tls: check_tls("spec.source.tls", spec.source.tls.as_ref())?,
         database: check_database("spec.source.database", &spec.source.database)?,
     };
-    let target = spec.target.clone().unwrap_or_default();
-    let secret = match &target.uri_secret_ref {
-        Some(secret) => check_secret("spec.target.uriSecretRef", secret)?,
-        None => source.secret.clone(),
+    let given = spec.target.clone().unwrap_or_default();
+    let own_tls = check_tls("spec.target.tls", given.tls.as_ref())?;
+    let (secret, tls) = match &given.uri_secret_ref {
+        Some(secret) => (check_secret("spec.target.uriSecretRef", secret)?, own_tls),
+        None => (source.secret.clone(), own_tls.or(source.tls.clone())),
     };
-    let database = match &target.database {
+    let database = match &given.database {
         Some(database) => check_database("spec.target.database", database)?,
         None => target_database(spec),
     };
@@ -138,7 +175,11 @@ pub fn validate(spec: &MongoMirrorSpec) -> Result<ValidSpec, SpecError> {
     if is_reserved(&database) {
         return Err(SpecError::TargetForbidden(database));
     }
-    let target = ValidSide { secret, database };
+    let target = ValidSide {
+        secret,
+        tls,
+        database,
+    };
     if target.secret == source.secret && is_same_name(&target.database, &source.database) {
         return Err(SpecError::SameDatabase(target.database));
     }
@@ -149,9 +190,11 @@ pub fn validate(spec: &MongoMirrorSpec) -> Result<ValidSpec, SpecError> {
         target,
         include: check_patterns("spec.collections.include", collections.include)?,
         exclude: check_patterns("spec.collections.exclude", collections.exclude)?,
+        on_deselected: collections.on_deselected,
+        on_existing_data: given.on_existing_data,
         on_history_lost: spec.on_history_lost,
         verify_every: check_interval(spec.verification.as_ref())?,
-        verify_bytes_per_second: check_pace(spec.limits.as_ref())?,
+        limits: check_limits(spec.limits.as_ref())?,
     })
 }
 
@@ -172,16 +215,62 @@ fn check_interval(spec: Option<&VerificationSpec>) -> Result<Option<Duration>, S
     Ok(Some(interval.into()))
 }
 
-fn check_pace(spec: Option<&LimitsSpec>) -> Result<Option<u64>, SpecError> {
-    let pace = spec.and_then(|spec| spec.verification_mebibytes_per_second);
-    match pace.map(u64::try_from) {
-        None => Ok(None),
-        Some(Ok(pace)) if pace > 0 => Ok(Some(pace << 20)),
-        Some(_) => Err(SpecError::Field {
-            field: "spec.limits.verificationMebibytesPerSecond".to_owned(),
-            reason: "1 is the least; without the field, the pace is 64",
-        }),
-    }
+fn check_limits(spec: Option<&LimitsSpec>) -> Result<ValidLimits, SpecError> {
+    let Some(spec) = spec else {
+        return Ok(ValidLimits::default());
+    };
+    let within = |field: &str, value: Option<i32>, most: u64, reason| {
+        let value = value.map(|value| u64::try_from(value).unwrap_or_default());
+        if value.is_some_and(|value| value == 0 || value > most) {
+            return Err(invalid(&format!("spec.limits.{field}"), reason));
+        }
+        Ok(value)
+    };
+    let pace = |field, value| {
+        let reason = "write a number of MiB from 1 to 100000, or leave the field out";
+        let pace = within(field, value, 100_000, reason)?;
+        Ok::<_, SpecError>(pace.map(|mebibytes| mebibytes << 20))
+    };
+    let concurrency = |field, value| {
+        let count = within(field, value, 16, "write a number from 1 to 16")?;
+        Ok::<_, SpecError>(count.and_then(|count| usize::try_from(count).ok()))
+    };
+    Ok(ValidLimits {
+        copy_bytes_per_second: pace("copyMebibytesPerSecond", spec.copy_mebibytes_per_second)?,
+        readers: concurrency("readConcurrency", spec.read_concurrency)?,
+        writers: concurrency("writeConcurrency", spec.write_concurrency)?,
+        verify_bytes_per_second: pace(
+            "verificationMebibytesPerSecond",
+            spec.verification_mebibytes_per_second,
+        )?,
+    })
+}
+
+fn check_tls(field: &str, spec: Option<&TlsSpec>) -> Result<Option<ValidTls>, SpecError> {
+    let Some(spec) = spec else {
+        return Ok(None);
+    };
+    let ca = spec.ca_secret_ref.as_ref().map(|reference| {
+        let reference = SecretKeyRef {
+            name: reference.name.clone(),
+            key: reference.key.clone(),
+        };
+        check_secret(&format!("{field}.caSecretRef"), &reference)
+    });
+    let certificate = spec
+        .client_certificate_secret_ref
+        .as_ref()
+        .map(|reference| {
+            let reference = SecretKeyRef {
+                name: reference.name.clone(),
+                key: CERTIFICATE.to_owned(),
+            };
+            check_secret(&format!("{field}.clientCertificateSecretRef"), &reference)
+        });
+    Ok(Some(ValidTls {
+        ca: ca.transpose()?,
+        certificate: certificate.transpose()?.map(|reference| reference.name),
+    }))
 }
 
 /// Whether two database names cannot exist side by side: MongoDB refuses names that differ in

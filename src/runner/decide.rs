@@ -134,6 +134,8 @@ fn differences(new: &MirrorConfig, old: &MirrorConfig) -> Vec<&'static str> {
         source,
         target,
         selection,
+        on_existing_data,
+        on_deselected,
         on_history_lost,
         verify_every,
         limits,
@@ -144,6 +146,7 @@ fn differences(new: &MirrorConfig, old: &MirrorConfig) -> Vec<&'static str> {
             source.uri != old.source.uri,
             "the source's connection string",
         ),
+        (source.tls != old.source.tls, "the source's certificates"),
         (
             source.database != old.source.database,
             "the source database",
@@ -152,11 +155,20 @@ fn differences(new: &MirrorConfig, old: &MirrorConfig) -> Vec<&'static str> {
             target.uri != old.target.uri,
             "the target's connection string",
         ),
+        (target.tls != old.target.tls, "the target's certificates"),
         (
             target.database != old.target.database,
             "the target database",
         ),
         (*selection != old.selection, "the selection of collections"),
+        (
+            *on_existing_data != old.on_existing_data,
+            "what to do with existing data",
+        ),
+        (
+            *on_deselected != old.on_deselected,
+            "what becomes of deselected collections",
+        ),
         (
             *on_history_lost != old.on_history_lost,
             "what to do after lost history",

@@ -9,13 +9,18 @@ use thiserror::Error;
 
 use super::decide::Desired;
 use super::registry::MirrorKey;
-use crate::engine::config::{Endpoint, Limits, MirrorConfig, OnHistoryLost};
+use crate::engine::config::{
+    Endpoint, Limits, MirrorConfig, OnDeselected, OnExistingData, OnHistoryLost,
+};
+use crate::engine::connection::tls::Tls;
 use crate::engine::connection::uri::{ConnectionUri, UriError};
 use crate::engine::progress::Problem;
 use crate::engine::selection::{Selection, SelectionError};
 use crate::reason::Reason;
 use crate::resource::spec::{self, MongoMirrorSpec, SecretKeyRef};
-use crate::resource::validation::{self, SpecError, ValidSide, ValidSpec};
+use crate::resource::validation::{
+    self, CERTIFICATE, CERTIFICATE_KEY, SpecError, ValidLimits, ValidSide, ValidSpec, ValidTls,
+};
 
 /// What a Secret holds. `Debug` shows the keys only.
 #[derive(Clone, PartialEq, Eq, Default)]
@@ -36,9 +41,11 @@ pub enum TranslateError {
     /// The Secret does not exist.
     #[error(
         "the Secret \"{secret}\" does not exist in the namespace \"{namespace}\": create it with \
-         the connection string under the key \"{key}\""
+         {what} under the key \"{key}\""
     )]
     SecretNotFound {
+        /// What it shall hold.
+        what: &'static str,
         /// The namespace.
         namespace: String,
         /// The Secret's name.
@@ -48,10 +55,12 @@ pub enum TranslateError {
     },
     /// The Secret exists, the key does not.
     #[error(
-        "the Secret \"{secret}\" has no key \"{key}\": add the connection string under that key, \
-         or name the right key in uriSecretRef.key"
+        "the Secret \"{secret}\" has no key \"{key}\": add {what} under that key, or name the \
+         right one in the resource"
     )]
     SecretKeyMissing {
+        /// What it shall hold.
+        what: &'static str,
         /// The Secret's name.
         secret: String,
         /// The key.
@@ -77,6 +86,28 @@ pub enum TranslateError {
         /// What is wrong with the string.
         source: UriError,
     },
+    /// The value is no PEM of that kind.
+    #[error(
+        "the key \"{key}\" of the Secret \"{secret}\" does not hold {what} as PEM \
+         (-----BEGIN …-----)"
+    )]
+    InvalidCertificate {
+        /// What it shall hold.
+        what: &'static str,
+        /// The Secret's name.
+        secret: String,
+        /// The key.
+        key: String,
+    },
+    /// `tls=false`, and certificates.
+    #[error(
+        "the connection string in the Secret \"{secret}\" says tls=false, but the spec has tls: \
+         take one of them out"
+    )]
+    Unencrypted {
+        /// The Secret's name.
+        secret: String,
+    },
     /// Two Secrets, one and the same database.
     #[error(transparent)]
     SameDatabase(SpecError),
@@ -91,7 +122,10 @@ impl TranslateError {
         match self {
             Self::SecretNotFound { .. } => Reason::SecretNotFound,
             Self::SecretKeyMissing { .. } => Reason::SecretKeyMissing,
-            Self::NotText { .. } | Self::InvalidUri { .. } => Reason::InvalidUri,
+            Self::NotText { .. } | Self::InvalidUri { .. } | Self::Unencrypted { .. } => {
+                Reason::InvalidUri
+            }
+            Self::InvalidCertificate { .. } => Reason::InvalidCertificate,
             Self::SameDatabase(error) => error.reason(),
             Self::Selection(_) => Reason::InvalidSpec,
         }
@@ -161,18 +195,35 @@ pub fn translate(
         source,
         target,
         selection: Selection::new(spec.include.clone(), spec.exclude.clone())?,
+        on_existing_data: match spec.on_existing_data {
+            spec::OnExistingData::Refuse => OnExistingData::Refuse,
+            spec::OnExistingData::Replace => OnExistingData::Replace,
+            spec::OnExistingData::Adopt => OnExistingData::Adopt,
+        },
+        on_deselected: match spec.on_deselected {
+            spec::OnDeselected::Retain => OnDeselected::Retain,
+            spec::OnDeselected::Drop => OnDeselected::Drop,
+        },
         on_history_lost: match spec.on_history_lost {
             spec::OnHistoryLost::Resync => OnHistoryLost::Resync,
             spec::OnHistoryLost::Stop => OnHistoryLost::Stop,
         },
         verify_every: spec.verify_every,
-        limits: Limits {
-            verify_bytes_per_second: spec
-                .verify_bytes_per_second
-                .unwrap_or(Limits::default().verify_bytes_per_second),
-            ..Limits::default()
-        },
+        limits: limits(spec.limits),
     })
+}
+
+fn limits(spec: ValidLimits) -> Limits {
+    let default = Limits::default();
+    Limits {
+        copy_lanes: spec.readers.unwrap_or(default.copy_lanes),
+        copy_writers: spec.writers,
+        copy_bytes_per_second: spec.copy_bytes_per_second,
+        verify_bytes_per_second: spec
+            .verify_bytes_per_second
+            .unwrap_or(default.verify_bytes_per_second),
+        ..default
+    }
 }
 
 /// What a spec asks for, given its Secrets or why they cannot be had.
@@ -205,36 +256,103 @@ fn endpoint(
     side: &ValidSide,
     secrets: &Secrets,
 ) -> Result<Endpoint, TranslateError> {
-    let values = secrets
-        .get(&side.secret.name)
-        .and_then(Option::as_ref)
-        .ok_or_else(|| TranslateError::SecretNotFound {
-            namespace: key.namespace.clone(),
+    let held = Held {
+        namespace: &key.namespace,
+        secrets,
+    };
+    let uri = held.connection_uri(&side.secret)?;
+    let tls = side.tls.as_ref().map(|tls| held.tls(tls)).transpose()?;
+    if tls.is_some() && uri.is_unencrypted() {
+        return Err(TranslateError::Unencrypted {
             secret: side.secret.name.clone(),
-            key: side.secret.key.clone(),
-        })?;
+        });
+    }
     Ok(Endpoint {
-        uri: connection_uri(&side.secret, values)?,
+        uri,
+        tls,
         database: side.database.clone(),
     })
 }
 
-fn connection_uri(
-    reference: &SecretKeyRef,
-    values: &SecretValues,
-) -> Result<ConnectionUri, TranslateError> {
-    let (secret, key) = (reference.name.clone(), reference.key.clone());
-    let Some(value) = values.0.get(&reference.key) else {
-        return Err(TranslateError::SecretKeyMissing { secret, key });
-    };
-    let Ok(text) = std::str::from_utf8(value) else {
-        return Err(TranslateError::NotText { secret, key });
-    };
-    ConnectionUri::parse(text).map_err(|source| TranslateError::InvalidUri {
-        secret,
-        key,
-        source,
-    })
+/// The Secrets of a mirror's namespace.
+struct Held<'a> {
+    namespace: &'a str,
+    secrets: &'a Secrets,
+}
+
+impl Held<'_> {
+    /// What a Secret holds under a key; `what` that shall be, for people.
+    fn value(&self, secret: &str, key: &str, what: &'static str) -> Result<&[u8], TranslateError> {
+        let values = self.secrets.get(secret).and_then(Option::as_ref);
+        let values = values.ok_or_else(|| TranslateError::SecretNotFound {
+            what,
+            namespace: self.namespace.to_owned(),
+            secret: secret.to_owned(),
+            key: key.to_owned(),
+        })?;
+        let value = values.0.get(key).map(Vec::as_slice);
+        value.ok_or_else(|| TranslateError::SecretKeyMissing {
+            what,
+            secret: secret.to_owned(),
+            key: key.to_owned(),
+        })
+    }
+
+    fn connection_uri(&self, reference: &SecretKeyRef) -> Result<ConnectionUri, TranslateError> {
+        let (secret, key) = (reference.name.clone(), reference.key.clone());
+        let value = self.value(&secret, &key, "the connection string")?;
+        let Ok(text) = std::str::from_utf8(value) else {
+            return Err(TranslateError::NotText { secret, key });
+        };
+        ConnectionUri::parse(text).map_err(|source| TranslateError::InvalidUri {
+            secret,
+            key,
+            source,
+        })
+    }
+
+    fn tls(&self, tls: &ValidTls) -> Result<Tls, TranslateError> {
+        let ca = tls.ca.as_ref().map(|reference| {
+            let what = "the authorities' certificates";
+            self.pem(&reference.name, &reference.key, what, "CERTIFICATE-----")
+        });
+        let certificate = tls.certificate.as_ref().map(|secret| {
+            let what = "the mirror's certificate";
+            let mut both = self.pem(secret, CERTIFICATE, what, "CERTIFICATE-----")?;
+            let what = "the certificate's key";
+            let key = self.pem(secret, CERTIFICATE_KEY, what, "PRIVATE KEY-----")?;
+            both.push(b'\n');
+            both.extend(key);
+            Ok::<_, TranslateError>(both)
+        });
+        Ok(Tls {
+            ca: ca.transpose()?,
+            certificate: certificate.transpose()?,
+        })
+    }
+
+    /// PEM of a kind.
+    fn pem(
+        &self,
+        secret: &str,
+        key: &str,
+        what: &'static str,
+        kind: &str,
+    ) -> Result<Vec<u8>, TranslateError> {
+        let value = self.value(secret, key, what)?;
+        let is_it = std::str::from_utf8(value).is_ok_and(|text| {
+            text.lines()
+                .any(|line| line.starts_with("-----BEGIN ") && line.trim_end().ends_with(kind))
+        });
+        if !is_it {
+            return Err(TranslateError::InvalidCertificate {
+                what,
+                secret: secret.to_owned(),
+                key: key.to_owned(),
+            });
+        }
+        Ok(value.to_vec())
+    }
 }
 
 #[cfg(test)]

@@ -54,6 +54,7 @@ pub fn fresh_seed() -> u64 {
 pub fn config(source: &str, target: &str, database: &str) -> MirrorConfig {
     show_logs();
     let endpoint = |uri: &str, database: String| Endpoint {
+        tls: None,
         uri: ConnectionUri::parse(uri).expect("the test bed's own string"),
         database,
     };
@@ -62,6 +63,8 @@ pub fn config(source: &str, target: &str, database: &str) -> MirrorConfig {
         source: endpoint(source, database.to_owned()),
         target: endpoint(target, format!("{database}_backup")),
         selection: Selection::default(),
+        on_existing_data: Default::default(),
+        on_deselected: Default::default(),
         on_history_lost: OnHistoryLost::default(),
         verify_every: None,
         limits: Limits::default(),
@@ -229,11 +232,21 @@ pub async fn assert_equal_within(
     target: &Database,
     takes_part: impl Fn(&str) -> bool,
 ) {
-    let (mut left, right) = (hashes(source).await, hashes(target).await);
-    left = left
-        .into_iter()
-        .filter(|(name, _)| takes_part(name))
-        .collect();
+    assert_equal_beside(source, target, takes_part, |_| false).await;
+}
+
+/// As [`assert_equal_within`], where the target holds others that are not looked at.
+pub async fn assert_equal_beside(
+    source: &Database,
+    target: &Database,
+    takes_part: impl Fn(&str) -> bool,
+    is_other: impl Fn(&str) -> bool,
+) {
+    let part = |all: Document, is_in: &dyn Fn(&str) -> bool| -> Document {
+        all.into_iter().filter(|(name, _)| is_in(name)).collect()
+    };
+    let left = part(hashes(source).await, &takes_part);
+    let right = part(hashes(target).await, &|name| !is_other(name));
     if left != right {
         for name in left.keys() {
             if left.get(name) != right.get(name) {
@@ -247,7 +260,8 @@ pub async fn assert_equal_within(
     loop {
         let mut left = definitions(source).await;
         left.retain(|name, _| takes_part(name));
-        let right = definitions(target).await;
+        let mut right = definitions(target).await;
+        right.retain(|name, _| !is_other(name));
         if left == right {
             break;
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use mongodb::Client;
 use mongodb::options::ClientOptions;
 
-use super::uri::ConnectionUri;
+use crate::engine::config::Endpoint;
 use crate::engine::error::{Error, Result, Side};
 
 /// Longest wait for a server that can take an operation. Our own loops try again for ever, so
@@ -25,10 +25,11 @@ const CONNECTING: u32 = 8;
 /// Makes a client. Nothing is sent to the server yet, except DNS queries for `mongodb+srv`.
 ///
 /// # Errors
-/// If the driver does not take the string, or an SRV name cannot be resolved.
-pub async fn connect(uri: &ConnectionUri, side: Side) -> Result<Client> {
-    let failed = || Error::driver(side, "read the connection string");
-    let mut options = ClientOptions::parse(uri.expose()).await.map_err(failed())?;
+/// If the driver does not take the string or the certificates, or an SRV name cannot be resolved.
+pub async fn connect(endpoint: &Endpoint, side: Side) -> Result<Client> {
+    let failed = |doing| Error::driver(side, doing);
+    let options = ClientOptions::parse(endpoint.uri.expose()).await;
+    let mut options = options.map_err(failed("read the connection string"))?;
     options.app_name.get_or_insert_with(|| "mongomirror".into());
     options
         .server_selection_timeout
@@ -36,5 +37,11 @@ pub async fn connect(uri: &ConnectionUri, side: Side) -> Result<Client> {
     options.connect_timeout.get_or_insert(CONNECT);
     options.max_pool_size = Some(POOL);
     options.max_connecting = Some(CONNECTING);
-    Client::with_options(options).map_err(failed())
+    let reading = failed("read the certificates");
+    let Some(tls) = &endpoint.tls else {
+        return Client::with_options(options).map_err(failed("use the connection string"));
+    };
+    let files = tls.files().map_err(|error| reading(error.into()))?;
+    options.tls = Some(files.options.clone());
+    Client::with_options(options).map_err(reading)
 }

@@ -3,4 +3,5 @@
 pub mod client;
 pub mod members;
 pub mod probe;
+pub mod tls;
 pub mod uri;

@@ -66,6 +66,7 @@ pub enum UriError {
 pub struct ConnectionUri {
     uri: String,
     hosts: String,
+    is_unencrypted: bool,
 }
 
 /// What an accepted option may hold.
@@ -191,7 +192,13 @@ impl ConnectionUri {
         Ok(Self {
             uri: checked,
             hosts: hosts.to_owned(),
+            is_unencrypted: accepted.iter().any(is_unencrypted),
         })
+    }
+
+    /// Whether it says that the connection is not to be encrypted.
+    pub fn is_unencrypted(&self) -> bool {
+        self.is_unencrypted
     }
 
     /// The string for the driver. Holds credentials: never log it.
@@ -316,6 +323,11 @@ fn check_options(options: &str, srv: bool) -> Result<Vec<&str>, UriError> {
         });
     }
     Ok(accepted)
+}
+
+fn is_unencrypted(pair: &&str) -> bool {
+    let pair = pair.to_ascii_lowercase();
+    pair == "tls=false" || pair == "ssl=false"
 }
 
 /// The part of an option that may be repeated in a message.

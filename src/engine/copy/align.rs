@@ -66,6 +66,7 @@ impl Lane {
                     range.documents += stretch.documents;
                     range.bytes += stretch.bytes;
                     self.tell(job, range);
+                    self.keep_pace(stretch.bytes).await;
                 }
             }
             if self.stop.is_cancelled() {

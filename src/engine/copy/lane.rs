@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::natural::Unfenced;
+use super::pace::Pace;
 use crate::engine::apply::entity::CollectionIndex;
 use crate::engine::bson::encode::Encoder;
 use crate::engine::bson::order::Value;
@@ -127,6 +128,8 @@ pub struct Lane {
     pub abilities: TargetAbilities,
     /// Where to report.
     pub reports: mpsc::Sender<Report>,
+    /// How fast all lanes may copy.
+    pub pace: Pace,
     /// Asks the lane to stop between two batches.
     pub stop: CancellationToken,
 }
@@ -335,6 +338,14 @@ impl Lane {
         }
     }
 
+    /// Waits as long as the copy is to be slower than it could; not once it is to stop.
+    pub(super) async fn keep_pace(&self, bytes: u64) {
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = self.pace.keep(bytes) => {}
+        }
+    }
+
     /// Tells how far a range is, which is only shown; the owner task may be busy.
     pub(super) fn tell(&self, job: &Job, range: &Reached) {
         let _ = self.reports.try_send(Report::Progress {
@@ -419,6 +430,7 @@ impl Lane {
                 range.documents += written.documents;
                 range.bytes += written.bytes;
                 self.tell(job, range);
+                self.keep_pace(written.bytes).await;
             }
             if self.stop.is_cancelled() {
                 return Ok(false);

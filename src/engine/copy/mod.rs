@@ -7,6 +7,7 @@
 mod align;
 pub mod lane;
 pub mod natural;
+pub mod pace;
 pub mod ranges;
 pub mod split;
 mod writing;

@@ -125,6 +125,7 @@ impl Lane {
                 range.last = Some(written.last);
                 range.documents += written.documents;
                 range.bytes += written.bytes;
+                self.keep_pace(written.bytes).await;
             }
             self.tell(job, range);
             if self.stop.is_cancelled() {
@@ -268,7 +269,9 @@ impl Lane {
         documents: &[&[u8]],
     ) -> Result<()> {
         let command = self.insert_command(place, whole, documents);
+        let permit = self.pace.write().await;
         let reply = self.target.write_raw(Write::InsertOutside, command).await?;
+        drop(permit);
         if u64::try_from(number(&reply, "n")) == Ok(documents.len() as u64) {
             return Ok(());
         }

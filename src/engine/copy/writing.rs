@@ -296,6 +296,7 @@ impl Lane {
         session: &mut ClientSession,
         work: &Work,
     ) -> Result<()> {
+        let _permit = self.pace.write().await;
         let mut tries = Tries::default();
         loop {
             begin(session).await?;

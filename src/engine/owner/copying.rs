@@ -75,6 +75,7 @@ impl Owner<'_> {
                 epoch: self.plan.epoch,
                 abilities: self.plan.abilities,
                 reports: self.lane_reports.0.clone(),
+                pace: self.pace.clone(),
                 stop,
             };
             // Invariant: checked by the loop's condition.

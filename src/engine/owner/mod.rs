@@ -20,7 +20,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
 
 use mongodb::ClientSession;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -32,13 +32,14 @@ use super::apply::indexes::Tended;
 use super::apply::writer::{Part, Prepared, Writer, Written};
 use super::config::MirrorConfig;
 use super::copy::lane::Report as LaneReport;
+use super::copy::pace::Pace;
 use super::error::{Error, Result, Side};
 use super::headroom::History;
 use super::plan::Planned;
 use super::position::{Ahead, Position};
 use super::progress::{ApplyForm, Progress, VerificationResult, VerificationRun};
 use super::quarantine::Quarantine;
-use super::request::Request;
+use super::request::{Refusal, Request};
 use super::stream::event::{Transaction, Uuid};
 use super::stream::reader::{self, Reply, Report as StreamReport};
 use asking::{Ask, AtRest, Repairing};
@@ -139,6 +140,7 @@ pub struct Owner<'a> {
     lanes: JoinSet<ClientSession>,
     lane_reports: (mpsc::Sender<LaneReport>, mpsc::Receiver<LaneReport>),
     lane_sessions: Vec<ClientSession>,
+    pace: Pace,
     lane_stops: HashMap<(CollectionIndex, u32), CancellationToken>,
     builds: JoinSet<Result<(CollectionIndex, Vec<Tended>)>>,
     building: HashSet<CollectionIndex>,
@@ -170,6 +172,14 @@ pub struct Owner<'a> {
     verify_failed: Option<Instant>,
     /// Something was found on the target that nobody but a stranger can have written.
     suspicious: bool,
+}
+
+/// How a run ended in order.
+pub enum End {
+    /// The mirror was asked to stop.
+    Stopped,
+    /// Somebody asked for both sides to be compared and made equal.
+    Resync(oneshot::Sender<Result<(), Refusal>>),
 }
 
 /// A batch on its way.
@@ -281,6 +291,13 @@ impl<'a> Owner<'a> {
             lanes: JoinSet::new(),
             lane_reports: mpsc::channel(64),
             lane_sessions: sessions,
+            pace: Pace::new(
+                config.limits.copy_bytes_per_second,
+                config
+                    .limits
+                    .copy_writers
+                    .unwrap_or(config.limits.copy_lanes),
+            ),
             lane_stops: HashMap::new(),
             builds: JoinSet::new(),
             building: HashSet::new(),
@@ -309,7 +326,7 @@ impl<'a> Owner<'a> {
     ///
     /// # Errors
     /// What made it impossible to go on; the checkpoint is where to start over from.
-    pub async fn run(mut self, stop: &CancellationToken) -> Result<()> {
+    pub async fn run(mut self, stop: &CancellationToken) -> Result<End> {
         let (reports, mut stream) = mpsc::channel(4);
         let budget = reader::budget(self.share(EIGHTHS.0));
         let reading = tokio::spawn(reader::read(
@@ -332,7 +349,7 @@ impl<'a> Owner<'a> {
         self.verifications.abort_all();
         self.syncs.abort_all();
         let finished = match outcome {
-            Ok(()) => self.finish().await.and(stopped),
+            Ok(end) => self.finish().await.and(stopped).map(|()| end),
             Err(error) => Err(error),
         };
         self.monitor.stop();
@@ -356,7 +373,7 @@ impl<'a> Owner<'a> {
         &mut self,
         stop: &CancellationToken,
         stream: &mut mpsc::Receiver<StreamReport>,
-    ) -> Result<()> {
+    ) -> Result<End> {
         let mut tick = tokio::time::interval(PUBLISH);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         self.finish_copied_collections();
@@ -369,7 +386,7 @@ impl<'a> Owner<'a> {
             }
             // A command of the stream can take long; what is cut off here is met again.
             tokio::select! {
-                () = stop.cancelled() => return Ok(()),
+                () = stop.cancelled() => return Ok(End::Stopped),
                 advanced = self.advance() => advanced?,
             }
             self.verify_if_due();
@@ -377,7 +394,7 @@ impl<'a> Owner<'a> {
             let can_ask = self.can_be_asked();
             let can_request = self.has_room_for_requests();
             tokio::select! {
-                () = stop.cancelled() => return Ok(()),
+                () = stop.cancelled() => return Ok(End::Stopped),
                 outcome = self.writer.outcomes.recv(), if self.in_flight.is_some() => {
                     self.written(outcome)?;
                 }
@@ -398,7 +415,10 @@ impl<'a> Owner<'a> {
                 }
                 report = stream.recv(), if self.reply.is_none() => self.stream_reported(report)?,
                 Some(ask) = self.asks.1.recv(), if can_ask => self.asked(ask),
-                Some(request) = self.requests.recv(), if can_request => self.requested(request),
+                Some(request) = self.requests.recv(), if can_request => match request {
+                    Request::Resync { done } => return Ok(End::Resync(done)),
+                    request => self.requested(request),
+                },
                 Some(verified) = self.verifications.join_next() => self.verified(verified).await?,
                 Some(_) = self.syncs.join_next() => {}
                 measured = self.monitor.next() => self.measured(measured),

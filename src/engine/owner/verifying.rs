@@ -181,7 +181,10 @@ impl Owner<'_> {
                 self.verify_waiting.retain(|waiting| !waiting.is_closed());
                 self.verify_waiting.push(done);
             }
-            Request::Verify { done } => drop(done.send(Err(Refusal::NotMirroring))),
+            // The loop itself takes the other.
+            Request::Verify { .. } | Request::Resync { .. } => {
+                request.refuse(Refusal::NotMirroring);
+            }
             Request::Sync {
                 collection,
                 filter,

@@ -48,13 +48,25 @@ pub(super) struct Identity<'a> {
 }
 
 impl Identity<'_> {
-    pub(super) fn document(&self) -> Document {
+    /// As the checkpoint has it. Another selection is noted when what it means is done.
+    pub(super) fn document(&self, before: Option<&Checkpoint>) -> Document {
+        let selection = match before {
+            Some(before) if self.reselects(Some(before)) => before.selection.clone(),
+            _ => self.config.selection.fingerprint(),
+        };
         doc! {
             "mirror": &self.config.name,
             "source": &self.source,
             "database": &self.config.source.database,
-            "selection": self.config.selection.fingerprint(),
+            "selection": selection,
         }
+    }
+
+    /// Whether the target was made with another selection.
+    pub(super) fn reselects(&self, before: Option<&Checkpoint>) -> bool {
+        before.is_some_and(|before| {
+            before.position.is_some() && before.selection != self.config.selection.fingerprint()
+        })
     }
 
     pub(super) fn check(&self, before: Option<&Checkpoint>) -> Result<()> {
@@ -75,9 +87,6 @@ impl Identity<'_> {
                 ),
             });
         }
-        if before.position.is_some() && before.selection != self.config.selection.fingerprint() {
-            return Err(Error::SelectionChanged(before.selection.clone()));
-        }
         Ok(())
     }
 }
@@ -87,7 +96,7 @@ pub(super) async fn reach(
     side: Side,
     publish: &watch::Sender<Progress>,
 ) -> Result<(Client, Server)> {
-    let client = connect(&endpoint.uri, side).await?;
+    let client = connect(endpoint, side).await?;
     let server = probe(&client, side).await?;
     publish.send_modify(|progress| {
         let link = match side {

@@ -3,6 +3,7 @@
 //! Nothing is written to any database before every check has passed.
 
 mod identity;
+mod reselect;
 mod resync;
 mod taking;
 
@@ -17,7 +18,7 @@ use crate::engine::apply::entity::CollectionIndex;
 use crate::engine::apply::writer::start_session;
 use crate::engine::catalog::{self, Catalog, Listed, Possible, has_clock, target_options};
 use crate::engine::command::Commands;
-use crate::engine::config::MirrorConfig;
+use crate::engine::config::{MirrorConfig, OnExistingData};
 use crate::engine::connection::members;
 use crate::engine::connection::probe::{TargetAbilities, operation_time, target_abilities};
 use crate::engine::copy::ranges::Ranges;
@@ -130,7 +131,10 @@ pub async fn prepare(
     let before = state.load().await?;
     identity.check(before.as_ref())?;
     match &before {
-        None => refuse_unless_empty(&target).await?,
+        None if config.on_existing_data == OnExistingData::Refuse => {
+            refuse_unless_empty(&target).await?;
+        }
+        None => {}
         Some(before) => {
             let is_own = known.own_epoch.is_none_or(|own| own == before.epoch);
             if !is_own && known.rival == Rival::None {
@@ -141,7 +145,9 @@ pub async fn prepare(
             state.end_sessions(&before.sessions).await;
         }
     }
-    let checkpoint = state.claim(identity.document(), before.as_ref()).await?;
+    let reselects = identity.reselects(before.as_ref());
+    let document = identity.document(before.as_ref());
+    let checkpoint = state.claim(document, before.as_ref()).await?;
     known.own_epoch = Some(checkpoint.epoch);
     let mut sessions = Vec::new();
     for _ in 0..=config.limits.copy_lanes {
@@ -188,8 +194,10 @@ pub async fn prepare(
         sessions,
     };
     match checkpoint.position {
-        Some(_) if known.resync || checkpoint.resync => {
-            let begun = checkpoint.in_command || checkpoint.resync;
+        Some(_)
+            if known.compares() || checkpoint.resync || (reselects && checkpoint.in_command) =>
+        {
+            let begun = checkpoint.in_command || checkpoint.resync || known.is_asked();
             planned.resync(config, begun).await?;
             planned.all_is_taken_anew().await?;
         }
@@ -198,10 +206,29 @@ pub async fn prepare(
             let until = checkpoint.ahead_until.max(checkpoint.outside.until);
             planned.ahead = Ahead::new(until, position.time);
             planned.in_command = checkpoint.in_command;
-            planned.resume(config, position).await?;
-            planned.take_uncertain(config, checkpoint.armed).await?;
+            planned.resume(config, position, reselects).await?;
+            match planned.joining(config, reselects).await? {
+                Some(joining) => {
+                    planned.take_uncertain(config, checkpoint.armed).await?;
+                    planned.reselect(config, joining).await?;
+                }
+                None => {
+                    planned.forget();
+                    planned.resync(config, false).await?;
+                    planned.all_is_taken_anew().await?;
+                }
+            }
+        }
+        None if config.on_existing_data == OnExistingData::Adopt => {
+            if !checkpoint.resync {
+                planned.state.clear().await?;
+            }
+            planned.resync(config, true).await?;
         }
         None => planned.start_afresh(config, &checkpoint.planned).await?,
+    }
+    if reselects {
+        planned.note_selection(config).await?;
     }
     // Lanes of an earlier process could note something until the ranges were ours.
     planned.quarantine = planned.state.load_quarantine().await?;
@@ -210,7 +237,12 @@ pub async fn prepare(
 
 impl Planned {
     /// Goes on from the checkpoint.
-    async fn resume(&mut self, config: &MirrorConfig, position: Position) -> Result<()> {
+    async fn resume(
+        &mut self,
+        config: &MirrorConfig,
+        position: Position,
+        reselects: bool,
+    ) -> Result<()> {
         // What was read is held by a majority, so only a source that was restored has less. Its
         // stream would open, and skip everything up to the position (`facts` mongodb 5.1).
         if position.time > operation_time(self.source.client(), Side::Source).await? {
@@ -226,8 +258,11 @@ impl Planned {
         let listed = catalog::list(&self.source, Side::Source).await?;
         if !self.in_command {
             let is_on_source = |name: &str| listed.iter().any(|listed| listed.name == name);
+            // Others may be left from an earlier selection.
+            let takes_part = |name: &str| !reselects && selects(config, name);
             let collections = there.iter().filter(|there| there.is_data());
             let names = collections.map(|there| there.name.clone());
+            let names = names.filter(|name| takes_part(name));
             // What the source does not have is a stranger's, and is not missed in the catalog.
             let (ours, strangers): (Vec<_>, Vec<_>) = names.partition(|name| is_on_source(name));
             refuse_gaps(&catalog, &ranges, &ours)?;
@@ -266,6 +301,9 @@ impl Planned {
         }
         for listed in &listed {
             self.note_left_out(config, listed);
+        }
+        if reselects {
+            return Ok(());
         }
         self.refuse_another_source(config, &listed)
     }
@@ -345,7 +383,9 @@ impl Planned {
         // The target was empty when it became ours: what an earlier plan announced and left there
         // goes, anything else is somebody's.
         for there in catalog::list(&self.target.db, Side::Target).await? {
-            let is_own = planned_before.contains(&there.name) || there.name == ddl::DROPPED;
+            let is_own = planned_before.contains(&there.name)
+                || there.name == ddl::DROPPED
+                || config.on_existing_data == OnExistingData::Replace;
             // System collections come and go with what they belong to; but scripts.
             if there.name.starts_with("system.") && there.name != "system.js" {
                 continue;

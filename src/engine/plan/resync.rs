@@ -15,7 +15,7 @@ use crate::engine::bson::definition::Definition;
 use crate::engine::catalog::{
     self, Listed, is_disarmed, list_indexes, ordinary_index, target_options,
 };
-use crate::engine::config::MirrorConfig;
+use crate::engine::config::{MirrorConfig, OnExistingData};
 use crate::engine::definitions::{Kept, keep};
 use crate::engine::error::{Result, Side};
 use crate::engine::state::{CatalogEntry, CopyFigures, Index, refuse_unknown};
@@ -32,7 +32,9 @@ impl Planned {
     ) -> Result<()> {
         let (listed, indexes, t0) = self.list_at_one_time(config).await?;
         let catalog = self.state.load_catalog().await?;
-        let unknown = self.unknown(&catalog).await?;
+        let mut unknown = self.unknown(&catalog).await?;
+        // Others are none of ours, or are left from another selection.
+        unknown.retain(|name| selects(config, name));
         if let (false, Some(name)) = (begun, unknown.first()) {
             return refuse_unknown(name);
         }
@@ -44,8 +46,12 @@ impl Planned {
             started_at: Some(DateTime::now()),
             ..CopyFigures::default()
         };
+        let adopts = config.on_existing_data == OnExistingData::Adopt;
+        let is_on_source = |name: &str| listed.iter().any(|it| it.name == name);
         for name in unknown {
-            ddl::drop(&self.target, &name).await?;
+            if !(adopts && is_on_source(&name)) {
+                ddl::drop(&self.target, &name).await?;
+            }
         }
         let mut known = self.forget_what_is_gone(config, &listed, catalog).await?;
         let there: HashMap<String, Listed> = catalog::list(&self.target.db, Side::Target)
@@ -66,6 +72,7 @@ impl Planned {
                     .is_some_and(|entry| entry.name == listed.name),
                 None => true,
             };
+            let is_known = is_known || adopts;
             let kept = match there.get(&listed.name) {
                 Some(there) if is_known => keep(&listed, there),
                 _ => Kept::Anew,
@@ -118,6 +125,10 @@ impl Planned {
             });
             if is_there && entry.left_out.is_none() {
                 known.insert(entry.uuid, entry);
+                continue;
+            }
+            if entry.left_out.is_none() && !selects(config, &entry.name) {
+                self.let_go(config, &entry).await?;
                 continue;
             }
             if entry.left_out.is_none() {
