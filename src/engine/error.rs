@@ -488,6 +488,12 @@ fn describe(error: &DriverError) -> String {
         ErrorKind::Authentication { .. } => {
             "authentication failed: check user name, password and authSource".to_owned()
         }
+        // The driver has no kind for it. Only these words depend on its own.
+        ErrorKind::ServerSelection { message, .. } if message.contains("certificate") => {
+            "a certificate is not trusted: give the authority of the servers' in tls.caSecretRef, \
+             and your own, if they want one, in tls.clientCertificateSecretRef"
+                .to_owned()
+        }
         ErrorKind::ServerSelection { .. } => "no suitable server answers: check host names, \
              ports, TLS and that the replica set has a primary"
             .to_owned(),
