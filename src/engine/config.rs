@@ -16,6 +16,8 @@ pub struct MirrorConfig {
     pub name: String,
     /// The database that is mirrored.
     pub source: Endpoint,
+    /// Which of its members documents and changes are read from.
+    pub read_from: ReadFrom,
     /// The database that becomes equal to it.
     pub target: Endpoint,
     /// Which collections take part.
@@ -30,6 +32,22 @@ pub struct MirrorConfig {
     pub verify_every: Option<Duration>,
     /// Bounds on what the mirror may use.
     pub limits: Limits,
+}
+
+/// Which members of the source's replica set are read from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ReadFrom {
+    /// The primary.
+    #[default]
+    Primary,
+    /// The primary; another one while there is none.
+    PrimaryPreferred,
+    /// A secondary.
+    Secondary,
+    /// A secondary; the primary while there is none.
+    SecondaryPreferred,
+    /// The nearest.
+    Nearest,
 }
 
 /// What to do with a target database that holds collections before the mirror has made any.

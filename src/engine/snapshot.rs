@@ -104,10 +104,15 @@ impl SnapshotFind<'_> {
     }
 
     async fn send(&self, side: Side, db: &Database) -> Result<RawBatchCursor, Error> {
-        let cursor = db
+        let mut read = db
             .run_raw_cursor_command(self.command())
-            .batch_size(self.batch_size)
-            .batch();
+            .batch_size(self.batch_size);
+        // Any member that has reached the time shows the same; what is there now, only the primary
+        // knows.
+        if let (Some(members), Some(_)) = (db.selection_criteria(), self.at) {
+            read = read.selection_criteria(members.clone());
+        }
+        let cursor = read.batch();
         within(side, "read documents", READ_LIMIT, cursor).await
     }
 

@@ -3,6 +3,7 @@
 use bson::{Bson, Document, RawDocumentBuf, doc};
 use futures::StreamExt;
 use mongodb::Database;
+use mongodb::options::{ReadPreference, SelectionCriteria};
 use std::collections::HashSet;
 use tokio::sync::{mpsc, oneshot};
 
@@ -88,6 +89,7 @@ impl Sync {
         let collection = db.collection::<RawDocumentBuf>(&self.collection);
         let read = collection
             .find(filter.clone())
+            .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
             .projection(doc! {"_id": 1})
             .max_time(READ_LIMIT)
             .batch();

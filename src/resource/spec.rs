@@ -201,6 +201,12 @@ pub struct SourceSpec {
     /// The Secret that holds the connection string of the source's deployment, a replica set.
     pub uri_secret_ref: SecretKeyRef,
 
+    /// Which members of the source's replica set the documents and changes are read from. Others than
+    /// the primary leave it in peace; what they show is as exact, and as late as they are. Names and
+    /// definitions are always read from the primary.
+    #[serde(default)]
+    pub read_preference: ReadPreference,
+
     /// How the connection to the source is encrypted, beyond what its connection string says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsSpec>,
@@ -209,6 +215,23 @@ pub struct SourceSpec {
     #[schemars(length(min = 1, max = 63), regex(pattern = DATABASE_NAME))]
     #[x_kube(validation = rules::source_stays(), validation = rules::source_is_a_users())]
     pub database: String,
+}
+
+/// Which members of a replica set are read from, in MongoDB's own terms. With Secondary nothing is
+/// read while there is none.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReadPreference {
+    /// The primary.
+    #[default]
+    Primary,
+    /// The primary; another one while there is none.
+    PrimaryPreferred,
+    /// A secondary.
+    Secondary,
+    /// A secondary; the primary while there is none.
+    SecondaryPreferred,
+    /// The nearest.
+    Nearest,
 }
 
 /// The database that becomes equal to the source.

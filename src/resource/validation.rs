@@ -8,8 +8,8 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::spec::{
-    LimitsSpec, MongoMirrorSpec, OnDeselected, OnExistingData, OnHistoryLost, SecretKeyRef,
-    TlsSpec, VerificationSpec,
+    LimitsSpec, MongoMirrorSpec, OnDeselected, OnExistingData, OnHistoryLost, ReadPreference,
+    SecretKeyRef, TlsSpec, VerificationSpec,
 };
 use crate::reason::Reason;
 
@@ -87,6 +87,8 @@ pub struct ValidSpec {
     pub enabled: bool,
     /// The database that is mirrored.
     pub source: ValidSide,
+    /// Which of its members are read from.
+    pub read_preference: ReadPreference,
     /// The database that becomes equal to it.
     pub target: ValidSide,
     /// Patterns of collections that take part; empty means all.
@@ -187,6 +189,7 @@ pub fn validate(spec: &MongoMirrorSpec) -> Result<ValidSpec, SpecError> {
     Ok(ValidSpec {
         enabled: spec.enabled,
         source,
+        read_preference: spec.source.read_preference,
         target,
         include: check_patterns("spec.collections.include", collections.include)?,
         exclude: check_patterns("spec.collections.exclude", collections.exclude)?,

@@ -132,6 +132,7 @@ fn differences(new: &MirrorConfig, old: &MirrorConfig) -> Vec<&'static str> {
     let MirrorConfig {
         name,
         source,
+        read_from,
         target,
         selection,
         on_existing_data,
@@ -150,6 +151,10 @@ fn differences(new: &MirrorConfig, old: &MirrorConfig) -> Vec<&'static str> {
         (
             source.database != old.source.database,
             "the source database",
+        ),
+        (
+            *read_from != old.read_from,
+            "the members that are read from",
         ),
         (
             target.uri != old.target.uri,

@@ -10,7 +10,7 @@ use thiserror::Error;
 use super::decide::Desired;
 use super::registry::MirrorKey;
 use crate::engine::config::{
-    Endpoint, Limits, MirrorConfig, OnDeselected, OnExistingData, OnHistoryLost,
+    Endpoint, Limits, MirrorConfig, OnDeselected, OnExistingData, OnHistoryLost, ReadFrom,
 };
 use crate::engine::connection::tls::Tls;
 use crate::engine::connection::uri::{ConnectionUri, UriError};
@@ -193,6 +193,13 @@ pub fn translate(
     Ok(MirrorConfig {
         name: key.to_string(),
         source,
+        read_from: match spec.read_preference {
+            spec::ReadPreference::Primary => ReadFrom::Primary,
+            spec::ReadPreference::PrimaryPreferred => ReadFrom::PrimaryPreferred,
+            spec::ReadPreference::Secondary => ReadFrom::Secondary,
+            spec::ReadPreference::SecondaryPreferred => ReadFrom::SecondaryPreferred,
+            spec::ReadPreference::Nearest => ReadFrom::Nearest,
+        },
         target,
         selection: Selection::new(spec.include.clone(), spec.exclude.clone())?,
         on_existing_data: match spec.on_existing_data {

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use mongodb::Client;
-use mongodb::options::ClientOptions;
+use mongodb::options::{ClientOptions, DatabaseOptions, ReadPreference, SelectionCriteria};
+use mongodb::{Client, Database};
 
-use crate::engine::config::Endpoint;
+use crate::engine::config::{Endpoint, MirrorConfig, ReadFrom};
 use crate::engine::error::{Error, Result, Side};
 
 /// Longest wait for a server that can take an operation. Our own loops try again for ever, so
@@ -21,6 +21,21 @@ const POOL: u32 = 24;
 
 /// New connections at a time; the default of 2 makes a cold start crawl (`facts` rust B2).
 const CONNECTING: u32 = 8;
+
+/// The source database, to be read from the members that the mirror is told to. What must be the
+/// newest (commands, and reads without a time of their own) goes to the primary nevertheless.
+pub fn readable(client: &Client, config: &MirrorConfig) -> Database {
+    let preference = match config.read_from {
+        ReadFrom::Primary => return client.database(&config.source.database),
+        ReadFrom::PrimaryPreferred => ReadPreference::PrimaryPreferred { options: None },
+        ReadFrom::Secondary => ReadPreference::Secondary { options: None },
+        ReadFrom::SecondaryPreferred => ReadPreference::SecondaryPreferred { options: None },
+        ReadFrom::Nearest => ReadPreference::Nearest { options: None },
+    };
+    let mut options = DatabaseOptions::default();
+    options.selection_criteria = Some(SelectionCriteria::ReadPreference(preference));
+    client.database_with_options(&config.source.database, options)
+}
 
 /// Makes a client. Nothing is sent to the server yet, except DNS queries for `mongodb+srv`.
 ///

@@ -173,11 +173,14 @@ impl Lane {
             };
             return read.run(Side::Source, &self.source).await;
         }
-        let cursor = self
+        let mut read = self
             .source
             .run_raw_cursor_command(natural_find(source_name, job, at))
-            .batch_size(job.batch_size)
-            .batch();
+            .batch_size(job.batch_size);
+        if let Some(members) = self.source.selection_criteria() {
+            read = read.selection_criteria(members.clone());
+        }
+        let cursor = read.batch();
         within(Side::Source, "read documents", READ_LIMIT, cursor)
             .await
             .map_err(ReadEnd::of)

@@ -19,6 +19,7 @@ use crate::engine::apply::writer::start_session;
 use crate::engine::catalog::{self, Catalog, Listed, Possible, has_clock, target_options};
 use crate::engine::command::Commands;
 use crate::engine::config::{MirrorConfig, OnExistingData};
+use crate::engine::connection::client::readable;
 use crate::engine::connection::members;
 use crate::engine::connection::probe::{TargetAbilities, operation_time, target_abilities};
 use crate::engine::copy::ranges::Ranges;
@@ -107,7 +108,7 @@ pub async fn prepare(
     {
         return Err(Error::SameDatabase(target_name.clone()));
     }
-    let source = source_client.database(&config.source.database);
+    let source = readable(&source_client, config);
     let target = Commands {
         side: Side::Target,
         db: target_client.database(target_name),
