@@ -50,7 +50,7 @@ impl Place {
             ("source".to_owned(), secret(&self.uris[0])),
             ("target".to_owned(), secret(&self.uris[1])),
         ]);
-        let wanted = desired(&self.key, &spec, Ok(secrets));
+        let wanted = desired(&self.key, None, &spec, Ok(secrets));
         let settled = self.slot.settle(wanted, Names::from(&spec));
         // Whatever is measured meanwhile holds nothing up.
         tokio::time::timeout(Duration::from_secs(20), settled)

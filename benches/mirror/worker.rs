@@ -201,6 +201,7 @@ fn config(source: &str, target: &str, lanes: usize) -> Result<MirrorConfig> {
         source: endpoint(source)?,
         target: endpoint(target)?,
         selection: Selection::default(),
+        holder: None,
         read_from: Default::default(),
         on_existing_data: Default::default(),
         on_deselected: Default::default(),

@@ -84,7 +84,7 @@ impl Manifest {
         let mut mirrors = BTreeMap::new();
         for (key, spec) in &read.mirrors {
             let secrets = read.secrets_of(&key.namespace);
-            let desired = desired(key, spec, Ok(secrets));
+            let desired = desired(key, None, spec, Ok(secrets));
             if let Desired::Refused { problem } | Desired::Unavailable { problem, .. } = desired {
                 return Err(ManifestError::Mirror {
                     key: key.clone(),

@@ -14,6 +14,9 @@ use super::selection::Selection;
 pub struct MirrorConfig {
     /// Who this mirror is, `<namespace>/<name>`: kept in the checkpoint, shown in logs.
     pub name: String,
+    /// Which of several mirrors of this name it is, as the uid of its resource: only one of them may
+    /// have the target. Without it, any process of the name may.
+    pub holder: Option<String>,
     /// The database that is mirrored.
     pub source: Endpoint,
     /// Which of its members documents and changes are read from.

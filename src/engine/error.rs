@@ -178,6 +178,21 @@ pub enum Error {
         /// Whose it is, as the checkpoint says.
         owner: String,
     },
+    /// The target belongs to another mirror of this name, as of another cluster.
+    #[error(
+        "the target database {database:?} is held by another MongoMirror of this name, with the uid \
+         {holder}{}: delete one of the two, or give this one another target; it goes on by itself \
+         when the other one has not written for half a minute",
+        if *.is_alive { ", which is at work" } else { "" }
+    )]
+    TargetHeld {
+        /// The database's name.
+        database: String,
+        /// The uid of the other one's resource.
+        holder: String,
+        /// Whether it was seen to write.
+        is_alive: bool,
+    },
     /// The source is not the one that was mirrored.
     #[error(
         "none of the collections that were mirrored from {0:?} exists there any more, but others \
@@ -318,6 +333,7 @@ impl Error {
             | Self::Reply { .. }
             | Self::Unsettled
             | Self::QuarantineFull { .. } => false,
+            Self::TargetHeld { is_alive, .. } => *is_alive,
             _ => true,
         }
     }
@@ -325,6 +341,11 @@ impl Error {
     /// Whether more is refused than there is room for: all wait then, and nothing is noted.
     pub fn is_full(&self) -> bool {
         matches!(self, Self::QuarantineFull { .. })
+    }
+
+    /// Whether another process has the target.
+    pub fn is_rival(&self) -> bool {
+        matches!(self, Self::Fenced { .. } | Self::TargetHeld { .. })
     }
 
     /// Whether changes of the source are missing, so that only comparing both sides can go on.
@@ -438,7 +459,7 @@ impl Error {
             Self::SameDatabase(_) => Reason::SameDatabase,
             Self::TargetForbidden(_) => Reason::TargetForbidden,
             Self::TargetNotEmpty { .. } => Reason::TargetNotEmpty,
-            Self::TargetBusy { .. } => Reason::TargetBusy,
+            Self::TargetBusy { .. } | Self::TargetHeld { .. } => Reason::TargetBusy,
             Self::SourceReplaced(_) => Reason::SourceReplaced,
             Self::Fenced { .. } => Reason::Fenced,
             Self::HistoryLost { .. } => Reason::HistoryLost,

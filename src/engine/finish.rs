@@ -97,7 +97,9 @@ fn tolerated(config: &MirrorConfig, outcome: Result<()>) -> Result<Result<()>> {
 }
 
 fn is_ours(config: &MirrorConfig, found: &Checkpoint) -> bool {
-    found.mirror == config.name && found.database == config.source.database
+    let is_held =
+        found.holder.is_some() && config.holder.is_some() && found.holder != config.holder;
+    found.mirror == config.name && found.database == config.source.database && !is_held
 }
 
 /// Caps, and what expires.

@@ -19,7 +19,8 @@ use super::request::{Refusal, Request};
 /// First and longest pause before another try, for what may pass by itself.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
 
-/// Pause before another try, for what needs a human: they may have helped meanwhile.
+/// Pause before another try, for what needs a human: they may have helped meanwhile. And between two
+/// looks at whether another process still works: one that does shows it more often.
 const HUMAN: Duration = Duration::from_secs(30);
 
 /// A run that lasted this long was a success: the next pause is the shortest again.
@@ -145,7 +146,7 @@ impl Before {
         }
         if self.has_gap {
             Again::Compare
-        } else if error.needs_human() {
+        } else if error.needs_human() || error.is_rival() {
             Again::Human
         } else {
             Again::Soon

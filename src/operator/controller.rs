@@ -342,9 +342,9 @@ fn validated(key: &MirrorKey, dereferenced: Dereferenced) -> Option<Validated> {
         } => (identity, spec, secrets),
     };
     Some(Validated {
-        identity,
         names: Names::from(&*spec),
-        desired: desired(key, &spec, secrets),
+        desired: desired(key, Some(&identity.uid), &spec, secrets),
+        identity,
     })
 }
 

@@ -131,6 +131,7 @@ pub fn decide(desired: &Desired, current: Option<Current<'_>>) -> Decision {
 fn differences(new: &MirrorConfig, old: &MirrorConfig) -> Vec<&'static str> {
     let MirrorConfig {
         name,
+        holder,
         source,
         read_from,
         target,
@@ -143,6 +144,7 @@ fn differences(new: &MirrorConfig, old: &MirrorConfig) -> Vec<&'static str> {
     } = new;
     [
         (*name != old.name, "the name"),
+        (*holder != old.holder, "the resource"),
         (
             source.uri != old.source.uri,
             "the source's connection string",

@@ -288,7 +288,7 @@ mod tests {
         let spec: MongoMirrorSpec = serde_saphyr::from_str(yaml).unwrap();
         let values = uri.map(|uri| SecretValues([("uri".to_owned(), uri.into())].into()));
         let secrets = Secrets::from([("a".into(), values)]);
-        let desired = desired(&key(), &spec, Ok(secrets));
+        let desired = desired(&key(), None, &spec, Ok(secrets));
         let why = slot.settle(desired, Names::from(&spec)).await;
         let listed = slot.registry.snapshot(&key()).expect("it is listed");
         (why, listed.phase())

@@ -192,6 +192,7 @@ pub fn translate(
     }
     Ok(MirrorConfig {
         name: key.to_string(),
+        holder: None,
         source,
         read_from: match spec.read_preference {
             spec::ReadPreference::Primary => ReadFrom::Primary,
@@ -233,9 +234,11 @@ fn limits(spec: ValidLimits) -> Limits {
     }
 }
 
-/// What a spec asks for, given its Secrets or why they cannot be had.
+/// What a spec asks for, given its Secrets or why they cannot be had. `uid` is the resource's, if it
+/// is one.
 pub fn desired(
     key: &MirrorKey,
+    uid: Option<&str>,
     spec: &MongoMirrorSpec,
     secrets: Result<Secrets, Problem>,
 ) -> Desired {
@@ -247,7 +250,11 @@ pub fn desired(
             };
         }
     };
-    let config = secrets.and_then(|secrets| Ok(Box::new(translate(key, &spec, &secrets)?)));
+    let config = secrets.and_then(|secrets| {
+        let mut config = translate(key, &spec, &secrets)?;
+        config.holder = uid.map(str::to_owned);
+        Ok(Box::new(config))
+    });
     if !spec.enabled {
         let config = config.ok();
         return Desired::Paused { spec, config };

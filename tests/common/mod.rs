@@ -63,6 +63,7 @@ pub fn config(source: &str, target: &str, database: &str) -> MirrorConfig {
         source: endpoint(source, database.to_owned()),
         target: endpoint(target, format!("{database}_backup")),
         selection: Selection::default(),
+        holder: None,
         read_from: Default::default(),
         on_existing_data: Default::default(),
         on_deselected: Default::default(),

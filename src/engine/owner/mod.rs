@@ -19,6 +19,7 @@ mod verifying;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
 
+use bson::{Bson, doc};
 use mongodb::ClientSession;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -42,6 +43,7 @@ use super::quarantine::Quarantine;
 use super::request::{Refusal, Request};
 use super::stream::event::{Transaction, Uuid};
 use super::stream::reader::{self, Reply, Report as StreamReport};
+use super::writes::Write;
 use asking::{Ask, AtRest, Repairing};
 use batch_size::BatchSize;
 use indexes::Again;
@@ -352,11 +354,28 @@ impl<'a> Owner<'a> {
             Ok(end) => self.finish().await.and(stopped).map(|()| end),
             Err(error) => Err(error),
         };
+        if matches!(finished, Ok(End::Stopped)) {
+            self.let_go().await;
+        }
         self.monitor.stop();
         self.writer.task.abort();
         reading.abort();
         self.disconnect().await;
         finished
+    }
+
+    /// Whoever comes next need not wait to see whether this one still works.
+    async fn let_go(&self) {
+        let set = doc! {"holder": Bson::Null};
+        let noted = self
+            .plan
+            .state
+            .update(Write::NoteSessions, self.plan.epoch, set);
+        match tokio::time::timeout(DISCONNECT, noted).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "the target is not let go"),
+            Err(_) => tracing::debug!("the target is not let go in time"),
+        }
     }
 
     /// Closes the connections; what the driver still does in the background would otherwise meet

@@ -26,6 +26,32 @@ pub enum Rival {
 }
 
 impl Rival {
+    /// Of several mirrors of one name, whose resources have uids of their own, the first that came
+    /// keeps the target as long as it works.
+    pub(super) fn refuse_another_holder(
+        &mut self,
+        config: &MirrorConfig,
+        before: &Checkpoint,
+        notes: i64,
+    ) -> Result<()> {
+        let (Some(own), Some(holder)) = (&config.holder, &before.holder) else {
+            return Ok(());
+        };
+        if own == holder {
+            return Ok(());
+        }
+        let was_seen = matches!(self, Self::Seen(..));
+        if *self == Self::None {
+            *self = Self::Unknown;
+        }
+        self.refuse_if_alive(before, notes)
+            .map_err(|_| Error::TargetHeld {
+                database: config.target.database.clone(),
+                holder: holder.clone(),
+                is_alive: was_seen,
+            })
+    }
+
     /// Whoever was fenced takes the mirror back only from a process that no longer writes. One that
     /// works moves its checkpoint or notes something every few seconds, also while it waits for a
     /// large index (`StateStore::keep_showing`), so two looks half a minute apart tell, and no clocks
@@ -56,6 +82,7 @@ impl Identity<'_> {
         };
         doc! {
             "mirror": &self.config.name,
+            "holder": &self.config.holder,
             "source": &self.source,
             "database": &self.config.source.database,
             "selection": selection,

@@ -141,7 +141,13 @@ pub async fn prepare(
             if !is_own && known.rival == Rival::None {
                 known.rival = Rival::Unknown;
             }
-            known.rival.refuse_if_alive(before, state.noted().await?)?;
+            if config.holder.is_some() && before.holder.is_none() {
+                // Whoever had it has let it go.
+                known.rival = Rival::None;
+            }
+            let notes = state.noted().await?;
+            known.rival.refuse_another_holder(config, before, notes)?;
+            known.rival.refuse_if_alive(before, notes)?;
             // What a killed process left open holds the checkpoint; it would hold us up too.
             state.end_sessions(&before.sessions).await;
         }

@@ -24,6 +24,8 @@ const CLAIM_LIMIT: Duration = Duration::from_secs(5);
 pub struct Checkpoint {
     /// Whose target this is: the mirror's name.
     pub mirror: String,
+    /// Which of several mirrors of this name has it now, if it tells.
+    pub holder: Option<String>,
     /// The source deployment's identity.
     pub source: String,
     /// The source database.
@@ -305,6 +307,7 @@ fn parse_checkpoint(document: &Document) -> Result<Checkpoint> {
     }
     Ok(Checkpoint {
         mirror: fields.text("mirror")?,
+        holder: fields.optional("holder", |holder| holder.as_str().map(str::to_owned))?,
         source: fields.text("source")?,
         database: fields.text("database")?,
         selection: fields.text("selection")?,

@@ -1,0 +1,77 @@
+//! Several mirrors of one name, as of two clusters, towards one target: the first keeps it.
+
+mod common;
+
+use std::time::Duration;
+
+use bson::{Document, doc};
+use common::faults::{has_problem, healed};
+use common::{assert_equal, caught_up, config, fill, mirroring, start, wait_for};
+use mongomirror::engine::config::MirrorConfig;
+use mongomirror::runner::MirrorHandle;
+use testbed::Version;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_second_of_a_name_is_refused_as_long_as_the_first_works() {
+    let (server, client) = start(Version::V6_0_27).await;
+    let (shop, copy) = (client.database("shop"), client.database("shop_backup"));
+    fill(&shop, "orders", 0, 100).await;
+    let of = |holder: &str| MirrorConfig {
+        holder: Some(holder.into()),
+        ..config(&server.uri(), &server.uri(), "shop")
+    };
+    let first = MirrorHandle::start(of("uid-1"));
+    mirroring(&first).await;
+    let second = MirrorHandle::start(of("uid-2"));
+    let refused = has_problem(&second, &["TargetBusy"]).await.problem.unwrap();
+    assert!(refused.message.contains("uid-1"), "{}", refused.message);
+    assert!(!refused.needs_human, "it may be a mirror that has ended");
+    // An idle one shows that it works, too.
+    let still = wait_for(&second, "it is sure", |now| {
+        now.problem
+            .as_ref()
+            .is_some_and(|problem| problem.needs_human)
+    })
+    .await;
+    assert_eq!(still.problem.unwrap().reason, "TargetBusy");
+    healed(&first, &client, &client, "shop").await;
+    assert_eq!(first.progress().borrow().problem, None);
+    second.stop().await;
+
+    // One that ends in order lets go, and nobody has to wait.
+    first.stop().await;
+    let begun = tokio::time::Instant::now();
+    let third = MirrorHandle::start(of("uid-3"));
+    mirroring(&third).await;
+    assert!(begun.elapsed() < Duration::from_secs(15), "it has waited");
+    caught_up(&third, &client).await;
+    assert_equal(&shop, &copy).await;
+    third.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_is_taken_from_one_that_no_longer_works() {
+    let (server, client) = start(Version::V6_0_27).await;
+    let (shop, copy) = (client.database("shop"), client.database("shop_backup"));
+    fill(&shop, "orders", 0, 100).await;
+    let mut config = config(&server.uri(), &server.uri(), "shop");
+    let first = MirrorHandle::start(config.clone());
+    mirroring(&first).await;
+    first.stop().await;
+    // As one that was killed leaves it.
+    let checkpoints = client
+        .database("mongomirror")
+        .collection::<Document>("checkpoints");
+    let held = doc! {"$set": {"holder": "uid-1"}};
+    checkpoints.update_one(doc! {}, held).await.unwrap();
+    fill(&shop, "orders", 1000, 10).await;
+    config.holder = Some("uid-2".into());
+    let second = MirrorHandle::start(config);
+    has_problem(&second, &["TargetBusy"]).await;
+    mirroring(&second).await;
+    caught_up(&second, &client).await;
+    assert_equal(&shop, &copy).await;
+    let held = checkpoints.find_one(doc! {}).await.unwrap().unwrap();
+    assert_eq!(held.get_str("holder").unwrap(), "uid-2");
+    second.stop().await;
+}
