@@ -48,6 +48,7 @@ reasons! {
     Unauthorized,
     VersionTooOld,
     // Which databases.
+    MirrorRing,
     SameDatabase,
     SourceForbidden,
     SourceReplaced,

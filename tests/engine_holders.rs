@@ -1,4 +1,4 @@
-//! Several mirrors of one name, as of two clusters, towards one target: the first keeps it.
+//! Who may have a target: several mirrors of one name, as of two clusters; chains and rings.
 
 mod common;
 
@@ -7,8 +7,8 @@ use std::time::Duration;
 use bson::{Document, doc};
 use common::faults::{has_problem, healed};
 use common::{assert_equal, caught_up, config, fill, mirroring, start, wait_for};
-use mongomirror::engine::config::MirrorConfig;
-use mongomirror::runner::MirrorHandle;
+use mongomirror::engine::config::{MirrorConfig, OnExistingData};
+use mongomirror::runner::{self, MirrorHandle};
 use testbed::Version;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -74,4 +74,48 @@ async fn a_target_is_taken_from_one_that_no_longer_works() {
     let held = checkpoints.find_one(doc! {}).await.unwrap().unwrap();
     assert_eq!(held.get_str("holder").unwrap(), "uid-2");
     second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chains_are_mirrored_and_rings_refused() {
+    let (server, client) = start(Version::V6_0_27).await;
+    let db = |name: &str| client.database(name);
+    fill(&db("a"), "orders", 0, 100).await;
+    let between = |from: &str, to: &str| {
+        let mut config = config(&server.uri(), &server.uri(), from);
+        config.name = format!("tests/{from}{to}");
+        config.target.database = to.to_owned();
+        config.on_existing_data = OnExistingData::Adopt;
+        config
+    };
+    let first = MirrorHandle::start(between("a", "b"));
+    mirroring(&first).await;
+    let second = MirrorHandle::start(between("b", "c"));
+    mirroring(&second).await;
+    for ring in [between("b", "a"), between("c", "a"), between("c", "b")] {
+        let refused = MirrorHandle::start(ring);
+        let problem = has_problem(&refused, &["MirrorRing"])
+            .await
+            .problem
+            .unwrap();
+        assert!(problem.needs_human);
+        refused.stop().await;
+    }
+    fill(&db("a"), "orders", 1000, 100).await;
+    caught_up(&first, &client).await;
+    caught_up(&second, &client).await;
+    assert_equal(&db("a"), &db("b")).await;
+    assert_equal(&db("b"), &db("c")).await;
+    second.stop().await;
+
+    // The direction is turned round, once the first mirror has ended for good.
+    let ended = first.config().clone();
+    first.stop().await;
+    runner::finish(ended).await;
+    fill(&db("b"), "orders", 2000, 100).await;
+    let back = MirrorHandle::start(between("b", "a"));
+    mirroring(&back).await;
+    caught_up(&back, &client).await;
+    assert_equal(&db("b"), &db("a")).await;
+    back.stop().await;
 }

@@ -98,7 +98,7 @@ async fn reselected(on_deselected: OnDeselected) {
             assert!(indexes.contains("40000"), "{indexes}");
         }
     }
-    let first = mirror.progress().borrow().totals.clone();
+    let first = mirror.progress().borrow().totals;
     assert_eq!(first.resyncs, 0);
 
     // Nor is it anybody's business later: not by a verification, not when the source drops it.

@@ -178,6 +178,18 @@ pub enum Error {
         /// Whose it is, as the checkpoint says.
         owner: String,
     },
+    /// The source's content comes from the target.
+    #[error(
+        "what the source {from:?} holds comes from the target {to:?} itself, by another \
+         mirror: each would write the other's changes for ever. To turn the direction round, delete \
+         the other MongoMirror first"
+    )]
+    Ring {
+        /// The source database's name.
+        from: String,
+        /// The target database's name.
+        to: String,
+    },
     /// The target belongs to another mirror of this name, as of another cluster.
     #[error(
         "the target database {database:?} is held by another MongoMirror of this name, with the uid \
@@ -459,6 +471,7 @@ impl Error {
             Self::SameDatabase(_) => Reason::SameDatabase,
             Self::TargetForbidden(_) => Reason::TargetForbidden,
             Self::TargetNotEmpty { .. } => Reason::TargetNotEmpty,
+            Self::Ring { .. } => Reason::MirrorRing,
             Self::TargetBusy { .. } | Self::TargetHeld { .. } => Reason::TargetBusy,
             Self::SourceReplaced(_) => Reason::SourceReplaced,
             Self::Fenced { .. } => Reason::Fenced,

@@ -4,6 +4,7 @@ use bson::{DateTime, Document, doc};
 use mongodb::Client;
 use tokio::sync::watch;
 
+use super::origins::documents;
 use crate::engine::catalog::{self};
 use crate::engine::command::Commands;
 use crate::engine::config::{Endpoint, MirrorConfig};
@@ -11,7 +12,7 @@ use crate::engine::connection::client::connect;
 use crate::engine::connection::probe::{Server, probe};
 use crate::engine::error::{Error, Result, Side};
 use crate::engine::progress::Progress;
-use crate::engine::state::Checkpoint;
+use crate::engine::state::{Checkpoint, Origin};
 
 /// Another process that took the mirror over, as last seen in the checkpoint.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -71,6 +72,7 @@ impl Rival {
 pub(super) struct Identity<'a> {
     pub(super) config: &'a MirrorConfig,
     pub(super) source: String,
+    pub(super) origins: Vec<Origin>,
 }
 
 impl Identity<'_> {
@@ -86,6 +88,7 @@ impl Identity<'_> {
             "source": &self.source,
             "database": &self.config.source.database,
             "selection": selection,
+            "origins": documents(&self.origins),
         }
     }
 

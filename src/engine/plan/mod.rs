@@ -3,6 +3,7 @@
 //! Nothing is written to any database before every check has passed.
 
 mod identity;
+mod origins;
 mod reselect;
 mod resync;
 mod taking;
@@ -39,6 +40,7 @@ use crate::engine::writes::Write;
 
 pub use identity::Rival;
 use identity::{Identity, is_same_deployment, reach, refuse_unless_empty};
+use origins::{origins, refuse_ring};
 pub use taking::{name_as_uuid, ranges_between};
 
 /// Databases of the server's own, and ours.
@@ -125,9 +127,13 @@ pub async fn prepare(
     let flags = Flags {
         internal: flags.internal && config.limits.internal_delta,
     };
+    let source_identity = source_server.identity();
+    let origins = origins(&source_client, &source_identity, config).await;
+    refuse_ring(&origins, &target_server.identity(), config)?;
     let identity = Identity {
         config,
-        source: source_server.identity(),
+        source: source_identity,
+        origins,
     };
     let before = state.load().await?;
     identity.check(before.as_ref())?;

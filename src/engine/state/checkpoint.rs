@@ -30,6 +30,8 @@ pub struct Checkpoint {
     pub source: String,
     /// The source database.
     pub database: String,
+    /// Where the source's content comes from, the source itself first.
+    pub origins: Vec<Origin>,
     /// The selection's fingerprint.
     pub selection: String,
     /// Counts the processes that took the mirror over; only the newest may write.
@@ -55,6 +57,15 @@ pub struct Checkpoint {
     pub outside: Outside,
     /// When it was last written, by the clock of whoever wrote it.
     pub updated_at: Option<DateTime>,
+}
+
+/// A database that content comes from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Origin {
+    /// The deployment's identity.
+    pub server: String,
+    /// The database's name.
+    pub database: String,
 }
 
 /// Writes outside of transactions cannot carry the checkpoint, so they are announced before, and
@@ -239,6 +250,14 @@ pub fn encode_figures(figures: &CopyFigures) -> Document {
     }
 }
 
+fn parse_origin(origin: &Bson) -> Option<Origin> {
+    let origin = origin.as_document()?;
+    Some(Origin {
+        server: origin.get_str("source").ok()?.to_owned(),
+        database: origin.get_str("database").ok()?.to_owned(),
+    })
+}
+
 /// A position as stored.
 pub fn encode_position(position: &Position) -> Document {
     let mut document = doc! {"time": Timestamp::from(position.time)};
@@ -310,6 +329,7 @@ fn parse_checkpoint(document: &Document) -> Result<Checkpoint> {
         holder: fields.optional("holder", |holder| holder.as_str().map(str::to_owned))?,
         source: fields.text("source")?,
         database: fields.text("database")?,
+        origins: fields.list("origins", parse_origin)?,
         selection: fields.text("selection")?,
         epoch: fields.required("epoch", integer)?,
         position,

@@ -27,7 +27,7 @@ use fence::Fence;
 
 pub use catalog::{BUCKETS, CatalogEntry, Index, Stage, Way};
 pub use checkpoint::{
-    Checkpoint, CopyFigures, Outside, encode_figures, encode_outside, encode_position,
+    Checkpoint, CopyFigures, Origin, Outside, encode_figures, encode_outside, encode_position,
 };
 pub use codec::{binary, documents_of, uuid_of};
 pub use ranges::{RangeEntry, RangeState};

@@ -1,0 +1,103 @@
+//! Where what a source holds comes from: a source may be the target of another mirror itself.
+//!
+//! A chain is fine: each target is what its source was at a time. A ring is not, as two mirrors would
+//! write each other's changes for ever. So each checkpoint says where its source's content comes
+//! from, and a mirror whose target is among these does not begin.
+
+use bson::{Bson, doc};
+use mongodb::Client;
+
+use crate::engine::config::MirrorConfig;
+use crate::engine::error::{Error, Result};
+use crate::engine::state::{Origin, StateStore};
+
+impl Origin {
+    /// Only what is known by its replica set's id is surely the same: names are chosen freely.
+    fn is_certainly(&self, other: &Self) -> bool {
+        self.server.contains('/') && *self == *other
+    }
+
+    /// As stored.
+    pub(super) fn document(&self) -> Bson {
+        doc! {"source": &self.server, "database": &self.database}.into()
+    }
+}
+
+/// Where the source's content comes from: the source itself first. What may not be read is not
+/// known.
+pub(super) async fn origins(client: &Client, source: &str, config: &MirrorConfig) -> Vec<Origin> {
+    let mut origins = vec![Origin {
+        server: source.to_owned(),
+        database: config.source.database.clone(),
+    }];
+    match StateStore::new(client, &config.source.database)
+        .load()
+        .await
+    {
+        // A mirror that has ended for good writes nothing any more.
+        Ok(Some(before)) if !before.armed => {
+            if before.origins.is_empty() {
+                origins.push(Origin {
+                    server: before.source,
+                    database: before.database,
+                });
+            }
+            origins.extend(before.origins);
+        }
+        Ok(_) => {}
+        Err(error) => {
+            tracing::debug!(mirror = %config.name, "whether the source is a mirror's target: {error}");
+        }
+    }
+    origins
+}
+
+/// Refuses a target from which the source's content comes.
+pub(super) fn refuse_ring(origins: &[Origin], target: &str, config: &MirrorConfig) -> Result<()> {
+    let target = Origin {
+        server: target.to_owned(),
+        database: config.target.database.clone(),
+    };
+    if let Some(origin) = origins.iter().skip(1).find(|it| it.is_certainly(&target)) {
+        return Err(Error::Ring {
+            from: config.source.database.clone(),
+            to: origin.database.clone(),
+        });
+    }
+    if let Some(origin) = origins.get(1) {
+        tracing::info!(
+            mirror = %config.name,
+            "the source is a mirror's target itself, of {:?} on {}",
+            origin.database,
+            origin.server,
+        );
+    }
+    Ok(())
+}
+
+/// As stored.
+pub(super) fn documents(origins: &[Origin]) -> Vec<Bson> {
+    origins.iter().map(Origin::document).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origin(server: &str, database: &str) -> Origin {
+        Origin {
+            server: server.into(),
+            database: database.into(),
+        }
+    }
+
+    #[test]
+    fn names_alone_are_no_proof() {
+        let known = origin("rs0/1", "a");
+        assert!(known.is_certainly(&origin("rs0/1", "a")));
+        assert!(!known.is_certainly(&origin("rs0/2", "a")));
+        assert!(!known.is_certainly(&origin("rs0/1", "b")));
+        let named = origin("rs0", "a");
+        assert!(!named.is_certainly(&named.clone()));
+    }
+}
