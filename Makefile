@@ -35,11 +35,13 @@ lint: ## Check the format, and run clippy with warnings as errors
 fmt: ## Format the code
 	$(CARGO) fmt --all
 
-crds: ## Write the CustomResourceDefinition into crds/ and the chart
+crds: ## Write the CustomResourceDefinition into crds/ and the chart, and docs/reference.md
 	$(CARGO) build $(DEVELOPMENT)
 	$(TARGET)/debug/mongomirror crd > $(TARGET)/mongomirrors.yaml
 	cp $(TARGET)/mongomirrors.yaml crds/mongomirrors.yaml
 	cp $(TARGET)/mongomirrors.yaml charts/mongomirror/files/mongomirrors.yaml
+	$(TARGET)/debug/mongomirror crd --reference > $(TARGET)/reference.md
+	cp $(TARGET)/reference.md docs/reference.md
 
 bench: ## Measure against real servers
 	$(CARGO) bench --locked --bench mirror

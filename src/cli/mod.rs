@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
 
-use crate::resource::crd;
+use crate::resource::{crd, reference};
 use crate::telemetry::{self, LogFormat};
 use printer::Printer;
 
@@ -50,7 +50,11 @@ enum Command {
     /// Print the CustomResourceDefinition.
     ///
     /// Apply it before the operator: mongomirror crd | kubectl apply -f -
-    Crd,
+    Crd {
+        /// Print what each field is for instead, in Markdown.
+        #[arg(long)]
+        reference: bool,
+    },
 }
 
 /// Runs the command that the process was started with.
@@ -82,8 +86,11 @@ fn execute(command: Command, printer: &Printer) -> Result<(), Box<dyn Error>> {
             roles::execute(&arguments, printer);
             Ok(())
         }
-        Command::Crd => {
-            printer.result(&crd::yaml());
+        Command::Crd { reference } => {
+            printer.result(&match reference {
+                true => reference::markdown(),
+                false => crd::yaml(),
+            });
             Ok(())
         }
     }

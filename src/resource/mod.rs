@@ -3,6 +3,7 @@
 //! Types only: no client, no input or output, and nothing of the other rooms.
 
 pub mod crd;
+pub mod reference;
 mod rules;
 pub mod shape;
 pub mod spec;

@@ -2,7 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use testbed::{ControlPlane, Process};
+use testbed::{ControlPlane, ControlPlaneBuilder, Process};
+
+/// What the chart lets the operator do.
+pub const CLUSTER_ROLE: &str = "charts/mongomirror/files/clusterrole.yaml";
+/// What it lets it do in its own namespace, to agree with others on a leader.
+pub const LEADER_ROLE: &str = "charts/mongomirror/files/leader-role.yaml";
 
 /// An operator's process.
 pub struct Operator {
@@ -90,11 +95,18 @@ impl Cluster {
 
     /// Starts the control plane.
     pub async fn without_operator() -> Self {
+        Self::of(ControlPlane::builder(), None).await
+    }
+
+    /// Starts one that writes down what the operator asks for. Its rights are of one namespace
+    /// alone, if one is given.
+    pub async fn audited(namespace: Option<&str>) -> Self {
+        Self::of(ControlPlane::builder().audit(true), namespace).await
+    }
+
+    async fn of(plane: ControlPlaneBuilder, namespace: Option<&str>) -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let plane = ControlPlane::builder()
-            .start()
-            .await
-            .expect("a control plane");
+        let plane = plane.start().await.expect("a control plane");
         let crd = std::fs::read_to_string(root.join("crds/mongomirrors.yaml")).expect("the CRD");
         plane
             .kubectl_stdin(&["apply", "-f", "-"], &crd)
@@ -112,14 +124,14 @@ impl Cluster {
             .expect("kubectl")
             .checked()
             .expect("established");
-        let roles = root.join("charts/mongomirror/files/clusterrole.yaml");
-        let kubeconfig = plane
-            .operator_kubeconfig(&roles)
-            .await
-            .expect("the operator's rights");
+        let roles = root.join(CLUSTER_ROLE);
+        let kubeconfig = match namespace {
+            Some(namespace) => plane.operator_kubeconfig_in(&roles, namespace).await,
+            None => plane.operator_kubeconfig(&roles).await,
+        };
         Self {
             operator: None,
-            kubeconfig,
+            kubeconfig: kubeconfig.expect("the operator's rights"),
             port: free_port(),
             folder: tempfile::tempdir().expect("a folder"),
             plane,
@@ -135,8 +147,7 @@ impl Cluster {
 
     /// Gives operators what they need to agree on a leader.
     pub async fn let_operators_agree(&self) {
-        let role = "charts/mongomirror/files/leader-role.yaml";
-        let role = Path::new(env!("CARGO_MANIFEST_DIR")).join(role);
+        let role = Path::new(env!("CARGO_MANIFEST_DIR")).join(LEADER_ROLE);
         let granted = self.plane.operator_kubeconfig(&role).await;
         granted.expect("the operator's rights");
     }

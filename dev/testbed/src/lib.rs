@@ -36,7 +36,7 @@ mod tools;
 
 pub use cache::cache_folder;
 pub use certificates::{Authority, Certificate};
-pub use control_plane::{ControlPlane, ControlPlaneBuilder, Output};
+pub use control_plane::{ControlPlane, ControlPlaneBuilder, Output, Request};
 pub use disk::Disk;
 pub use error::{Error, Result};
 pub use mongod::{Builder, Node, ROOT_PASSWORD, ROOT_USER, ReplicaSet, Standalone};

@@ -1,8 +1,10 @@
 //! A Kubernetes control plane: etcd and an API server, and the controllers on request.
 //!
 //! `servers` starts the processes, `identity` makes certificates and kubeconfigs, `operator`
-//! gives the operator exactly the rights of a ClusterRole, `kubectl` runs kubectl.
+//! gives the operator exactly the rights of a ClusterRole, `audit` tells what it used of them,
+//! `kubectl` runs kubectl.
 
+mod audit;
 mod identity;
 mod kubectl;
 mod operator;
@@ -22,6 +24,7 @@ use self::{
 };
 use crate::{certificates::Authority, error::Result, scratch, tools::kubernetes::Program};
 
+pub use audit::Request;
 pub use kubectl::Output;
 
 /// A running control plane with RBAC, without nodes.
@@ -35,6 +38,7 @@ pub struct ControlPlane {
     kubectl: Kubectl,
     admin: PathBuf,
     operator: operator::Account,
+    audit: Option<audit::Log>,
     _folder: TempDir,
 }
 
@@ -43,6 +47,7 @@ pub struct ControlPlane {
 #[must_use = "nothing runs before start()"]
 pub struct ControlPlaneBuilder {
     controller_manager: bool,
+    audit: bool,
     api_server_arguments: Vec<OsString>,
     operator: operator::Account,
 }
@@ -52,6 +57,7 @@ impl ControlPlane {
     pub fn builder() -> ControlPlaneBuilder {
         ControlPlaneBuilder {
             controller_manager: false,
+            audit: false,
             api_server_arguments: Vec::new(),
             operator: operator::Account {
                 namespace: "mongomirror-system".into(),
@@ -145,7 +151,14 @@ impl ControlPlaneBuilder {
         self
     }
 
-    /// Adds an argument of kube-apiserver, for example `--audit-log-path=…`.
+    /// Has the API server write down who asks for what, for
+    /// [`operator_requests`](ControlPlane::operator_requests).
+    pub fn audit(mut self, on: bool) -> Self {
+        self.audit = on;
+        self
+    }
+
+    /// Adds an argument of kube-apiserver, for example `--max-requests-inflight=…`.
     pub fn api_server_arg(mut self, argument: impl Into<OsString>) -> Self {
         self.api_server_arguments.push(argument.into());
         self
@@ -162,13 +175,19 @@ impl ControlPlaneBuilder {
     }
 
     /// Starts it, and returns when the API server is ready (and the controllers at work).
-    pub async fn start(self) -> Result<ControlPlane> {
+    pub async fn start(mut self) -> Result<ControlPlane> {
         let programs = Programs::find(self.controller_manager).await?;
         let folder = scratch::folder("control-plane")?;
         let kubectl = Kubectl {
             program: Program::Kubectl.fetch().await?,
             cache: folder.path().join("kubectl"),
         };
+        let audit = match self.audit {
+            true => Some(audit::Log::new(folder.path())?),
+            false => None,
+        };
+        let arguments = audit.iter().flat_map(audit::Log::arguments);
+        self.api_server_arguments.extend(arguments);
         let ports = Ports::reserve()?;
         let identities = Identities::new(&folder.path().join("identities"), &ports.url())?;
         let admin = identities.kubeconfig("admin", "admin", Some("system:masters"))?;
@@ -186,6 +205,7 @@ impl ControlPlaneBuilder {
             kubectl,
             admin,
             operator: self.operator,
+            audit,
             _folder: folder,
         };
         plane

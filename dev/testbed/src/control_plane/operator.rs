@@ -18,25 +18,44 @@ pub(super) struct Account {
     pub(super) name: String,
 }
 
+impl Account {
+    /// What the API server calls it.
+    pub(super) fn user(&self) -> String {
+        format!("system:serviceaccount:{}:{}", self.namespace, self.name)
+    }
+}
+
 impl ControlPlane {
     /// Applies the manifest `roles` (ClusterRoles, and Roles if the operator has some), binds
     /// all of them to the operator's service account, and writes a kubeconfig for it, with a
     /// token as a pod gets it. May be called again when the rules have changed.
     pub async fn operator_kubeconfig(&self, roles: &Path) -> Result<PathBuf> {
+        self.grant(roles, None).await
+    }
+
+    /// The same, but ClusterRoles are bound in this namespace alone, which is made if need be.
+    pub async fn operator_kubeconfig_in(&self, roles: &Path, only: &str) -> Result<PathBuf> {
+        self.grant(roles, Some(only)).await
+    }
+
+    async fn grant(&self, roles: &Path, only: Option<&str>) -> Result<PathBuf> {
         let Account { namespace, name } = &self.operator;
-        self.apply(vec![
-            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}),
-            json!({
-                "apiVersion": "v1",
-                "kind": "ServiceAccount",
-                "metadata": {"name": name, "namespace": namespace},
-            }),
-        ])
-        .await?;
+        let namespaces = only.into_iter().chain([namespace.as_str()]);
+        let mut there: Vec<Value> = namespaces
+            .map(
+                |name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}),
+            )
+            .collect();
+        there.push(json!({
+            "apiVersion": "v1",
+            "kind": "ServiceAccount",
+            "metadata": {"name": name, "namespace": namespace},
+        }));
+        self.apply(there).await?;
         let file = roles.to_string_lossy();
         let apply = ["apply", "-f", &file, "-n", namespace, "-o", "json"];
         let applied = self.kubectl(&apply).await?.checked()?;
-        let bindings = self.bindings(&applied, roles)?;
+        let bindings = self.bindings(&applied, roles, only)?;
         let create = ["create", "token", name, "-n", namespace, TOKEN_LIFE];
         let ((), token) = tokio::try_join!(self.apply(bindings), self.kubectl(&create))?;
         let token = token.checked()?;
@@ -50,7 +69,7 @@ impl ControlPlane {
         output.checked().map(drop)
     }
 
-    fn bindings(&self, applied: &str, roles: &Path) -> Result<Vec<Value>> {
+    fn bindings(&self, applied: &str, roles: &Path, only: Option<&str>) -> Result<Vec<Value>> {
         let problem = |problem: String| Error::Manifest {
             path: roles.into(),
             problem,
@@ -64,7 +83,7 @@ impl ControlPlane {
         };
         let bindings: Vec<Value> = objects
             .iter()
-            .filter_map(|role| self.binding(role))
+            .filter_map(|role| self.binding(role, only))
             .collect();
         if bindings.is_empty() {
             return Err(problem("holds neither a ClusterRole nor a Role".into()));
@@ -72,7 +91,7 @@ impl ControlPlane {
         Ok(bindings)
     }
 
-    fn binding(&self, role: &Value) -> Option<Value> {
+    fn binding(&self, role: &Value, only: Option<&str>) -> Option<Value> {
         let kind = role["kind"].as_str()?;
         let name = role["metadata"]["name"].as_str()?;
         if !matches!(kind, "ClusterRole" | "Role") {
@@ -82,13 +101,16 @@ impl ControlPlane {
             namespace,
             name: account,
         } = &self.operator;
+        // A Role counts in its own namespace, a ClusterRole where it is bound.
+        let (binding, place) = match (kind, only) {
+            ("ClusterRole", Some(only)) => ("RoleBinding", json!(only)),
+            ("ClusterRole", None) => ("ClusterRoleBinding", Value::Null),
+            _ => ("RoleBinding", role["metadata"]["namespace"].clone()),
+        };
         Some(json!({
             "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": format!("{kind}Binding"),
-            "metadata": {
-                "name": format!("testbed-{name}"),
-                "namespace": role["metadata"]["namespace"],
-            },
+            "kind": binding,
+            "metadata": {"name": format!("testbed-{name}"), "namespace": place},
             "roleRef": {
                 "apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name,
             },

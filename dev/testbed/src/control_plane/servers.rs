@@ -169,7 +169,7 @@ impl Servers {
 }
 
 /// `--name=value`, where the value may be a path.
-fn flag(name: &str, value: impl Into<OsString>) -> OsString {
+pub(super) fn flag(name: &str, value: impl Into<OsString>) -> OsString {
     let mut argument = OsString::from(format!("--{name}="));
     argument.push(value.into());
     argument
