@@ -9,7 +9,7 @@ use common::{PATIENCE, assert_equal, caught_up, config, fill, mirroring, run};
 use futures::TryStreamExt;
 use mongodb::{Client, Database};
 use mongomirror::engine::connection::uri::ConnectionUri;
-use mongomirror::engine::finish::{LIMIT, finish};
+use mongomirror::engine::finish::{End, LIMIT, finish};
 use mongomirror::runner::MirrorHandle;
 use testbed::ReplicaSet;
 
@@ -146,10 +146,10 @@ async fn a_finished_target_is_as_the_source_and_a_mirror_that_goes_on_takes_it_b
     mirror.stop().await;
     assert_ne!(definitions(&source).await, definitions(&target).await);
 
-    finish(&config).await.unwrap();
+    finish(&config, End::Arm).await.unwrap();
     assert_eq!(definitions(&source).await, definitions(&target).await);
     // Again changes nothing.
-    finish(&config).await.unwrap();
+    finish(&config, End::Arm).await.unwrap();
     assert_eq!(definitions(&source).await, definitions(&target).await);
 
     // It really expires by itself now, and the source does not.
@@ -183,7 +183,7 @@ async fn finishing_leaves_alone_what_belongs_to_another_mirror() {
     mirror.stop().await;
     let before = definitions(&target).await;
     config.name = "tests/other".into();
-    finish(&config).await.unwrap();
+    finish(&config, End::Arm).await.unwrap();
     assert_eq!(before, definitions(&target).await);
 }
 
@@ -198,6 +198,48 @@ async fn finishing_an_unreachable_target_ends_in_time() {
     );
     config.target.uri = ConnectionUri::parse(&uri).unwrap();
     let started = std::time::Instant::now();
-    finish(&config).await.unwrap_err();
+    finish(&config, End::Arm).await.unwrap_err();
     assert!(started.elapsed() < LIMIT + Duration::from_secs(10));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_is_deleted_leaves_nothing_of_the_mirror_and_all_of_others() {
+    let set = ReplicaSet::builder().start().await.unwrap();
+    let client = set.client().await.unwrap();
+    let (source, target) = (client.database("shop"), client.database("shop_backup"));
+    make(&source).await;
+    run(
+        &source,
+        doc! {"create": "seen", "viewOn": "orders", "pipeline": []},
+    )
+    .await;
+    let config = config(&set.uri(), &set.uri(), "shop");
+    let mirror = MirrorHandle::start(config.clone());
+    mirroring(&mirror).await;
+    assert_equal(&source, &target).await;
+    mirror.stop().await;
+    fill(&target, "theirs", 0, 3).await;
+    let mut other = config.clone();
+    other.name = "tests/other".into();
+    finish(&other, End::Delete).await.unwrap();
+    assert!(target.list_collection_names().await.unwrap().len() > 3);
+
+    finish(&config, End::Delete).await.unwrap();
+    let mut left = target.list_collection_names().await.unwrap();
+    left.retain(|name| !name.starts_with("system."));
+    assert_eq!(left, ["theirs"]);
+    let state = client.database("mongomirror");
+    for name in ["checkpoints", "catalog", "ranges", "quarantine"] {
+        let documents = state.collection::<Document>(name);
+        let count = documents.count_documents(doc! {}).await.unwrap();
+        assert_eq!(count, 0, "{name}");
+    }
+    // Again changes nothing, and the next mirror begins from nothing.
+    finish(&config, End::Delete).await.unwrap();
+    target.drop().await.unwrap();
+    let mirror = MirrorHandle::start(config);
+    mirroring(&mirror).await;
+    caught_up(&mirror, &client).await;
+    assert_equal(&source, &target).await;
+    mirror.stop().await;
 }

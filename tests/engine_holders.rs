@@ -8,7 +8,7 @@ use bson::{Document, doc};
 use common::faults::{has_problem, healed};
 use common::{assert_equal, caught_up, config, fill, mirroring, start, wait_for};
 use mongomirror::engine::config::{MirrorConfig, OnExistingData};
-use mongomirror::runner::{self, MirrorHandle};
+use mongomirror::runner::{self, End, MirrorHandle};
 use testbed::Version;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -111,7 +111,7 @@ async fn chains_are_mirrored_and_rings_refused() {
     // The direction is turned round, once the first mirror has ended for good.
     let ended = first.config().clone();
     first.stop().await;
-    runner::finish(ended).await;
+    runner::finish(ended, End::Arm).await;
     fill(&db("b"), "orders", 2000, 100).await;
     let back = MirrorHandle::start(between("b", "a"));
     mirroring(&back).await;

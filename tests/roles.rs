@@ -7,6 +7,7 @@ use std::process::Command;
 use bson::{Document, doc};
 use common::{assert_equal, caught_up, config, fill, mirroring, run, verify};
 use mongodb::Database;
+use mongomirror::engine::finish::{End, finish};
 use mongomirror::engine::headroom::Headroom;
 use mongomirror::runner::MirrorHandle;
 use testbed::{ReplicaSet, Version};
@@ -128,7 +129,7 @@ async fn exactly_these_roles_are_enough(version: Version) {
     let last = mirror.stop().await;
     assert!(last.unsupported.is_empty(), "{:?}", last.unsupported);
     assert_eq!(last.totals.retries, 0);
-    mongomirror::engine::finish::finish(&config).await.unwrap();
+    finish(&config, End::Arm).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

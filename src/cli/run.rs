@@ -20,7 +20,7 @@ use crate::http::Server;
 use crate::runner::readiness::Readiness;
 use crate::runner::registry::{MirrorKey, Registry};
 use crate::runner::slot::Slot;
-use crate::runner::{self, journal};
+use crate::runner::{self, End, journal};
 
 /// Mirrors that have not stopped by then are left to their checkpoints.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -172,7 +172,7 @@ async fn end(slot: Slot) {
     let config = slot.config().cloned();
     slot.close().await;
     if let Some(config) = config {
-        runner::finish(config).await;
+        runner::finish(config, End::Arm).await;
     }
 }
 

@@ -8,12 +8,12 @@
 
 use std::time::Duration;
 
-use bson::doc;
+use bson::{Document, doc};
 
 use super::apply::ddl;
 use super::apply::indexes::{is_due, tend};
 use super::apply::writer::start_session;
-use super::catalog::armed_options;
+use super::catalog::{self, armed_options};
 use super::command::Commands;
 use super::config::MirrorConfig;
 use super::connection::client::connect;
@@ -28,34 +28,54 @@ pub const LIMIT: Duration = Duration::from_secs(30);
 /// Longest wait for the connections to close.
 const DISCONNECT: Duration = Duration::from_secs(2);
 
-/// Arms the target. Only the target is asked; the mirror must not run any more.
+/// What becomes of the target when its mirror ends for good.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    /// It is armed, and stays.
+    Arm,
+    /// All that the mirror has made on it is dropped, and with it what is remembered.
+    Delete,
+}
+
+/// Arms or deletes the target. Only the target is asked; the mirror must not run any more.
 ///
 /// # Errors
-/// What the exchange met, or that it took longer than [`LIMIT`]. What was armed by then stays so.
-pub async fn finish(config: &MirrorConfig) -> Result<()> {
-    let armed = tokio::time::timeout(LIMIT, async {
+/// What the exchange met, or that it took longer than [`LIMIT`]. What was done by then stays so; a
+/// mirror that goes on makes the rest of a half-deleted target anew.
+pub async fn finish(config: &MirrorConfig, end: End) -> Result<()> {
+    let ended = tokio::time::timeout(LIMIT, async {
         let client = connect(&config.target, Side::Target).await?;
-        let outcome = arm(config, &client).await;
+        let outcome = match end {
+            End::Arm => arm(config, &client).await,
+            End::Delete => delete(config, &client).await,
+        };
         let shutdown = client.shutdown().immediate(true);
         let _ = tokio::time::timeout(DISCONNECT, shutdown.into_future()).await;
         outcome
     });
-    armed.await.unwrap_or(Err(Error::Timeout {
+    ended.await.unwrap_or(Err(Error::Timeout {
         side: Side::Target,
-        doing: "arm it",
+        doing: match end {
+            End::Arm => "arm it",
+            End::Delete => "delete it",
+        },
         after: LIMIT,
     }))
 }
 
-async fn arm(config: &MirrorConfig, client: &mongodb::Client) -> Result<()> {
+/// Takes the mirror over, so that nobody else writes any more, and says what is about to be done:
+/// whoever goes on must find out, also if this is cut off. Nothing if it is not this mirror's.
+async fn take_over(
+    config: &MirrorConfig,
+    client: &mongodb::Client,
+    announced: Document,
+) -> Result<Option<(StateStore, i64, Commands)>> {
     let mut state = StateStore::new(client, &config.target.database);
     let Some(checkpoint) = state.load().await?.filter(|found| is_ours(config, found)) else {
-        return Ok(());
+        return Ok(None);
     };
     state.end_sessions(&checkpoint.sessions).await;
-    // Said before it is done: whoever goes on must find out, also if this is cut off.
-    let armed = doc! {"armed": true};
-    let epoch = state.claim(armed, Some(&checkpoint)).await?.epoch;
+    let epoch = state.claim(announced, Some(&checkpoint)).await?.epoch;
     let notes = start_session(&state).await?;
     let ids: Vec<_> = notes.id().get("id").into_iter().collect();
     let set = doc! {"sessions": ids};
@@ -64,6 +84,34 @@ async fn arm(config: &MirrorConfig, client: &mongodb::Client) -> Result<()> {
     let target = Commands {
         side: Side::Target,
         db: client.database(&config.target.database),
+    };
+    Ok(Some((state, epoch, target)))
+}
+
+/// Drops what the mirror has made. What somebody else has put there stays.
+async fn delete(config: &MirrorConfig, client: &mongodb::Client) -> Result<()> {
+    let resync = doc! {"resync": true};
+    let Some((state, epoch, target)) = take_over(config, client, resync).await? else {
+        return Ok(());
+    };
+    for there in catalog::list(&target.db, Side::Target).await? {
+        if there.kind == "view" && config.selection.selects(&there.name) {
+            ddl::drop(&target, &there.name).await?;
+        }
+    }
+    for entry in state.load_catalog().await? {
+        if entry.left_out.is_none() {
+            ddl::drop(&target, entry.public_name()).await?;
+        }
+    }
+    state.clear().await?;
+    state.forget(epoch).await
+}
+
+async fn arm(config: &MirrorConfig, client: &mongodb::Client) -> Result<()> {
+    let armed = doc! {"armed": true};
+    let Some((state, _, target)) = take_over(config, client, armed).await? else {
+        return Ok(());
     };
     let mut first = Ok(());
     let entries = state.load_catalog().await?;

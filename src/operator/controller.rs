@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 use kube::core::DeserializeGuard;
 use kube::runtime::events::Recorder;
 use kube::runtime::reflector::{ObjectRef, Store};
-use kube::{Api, Client, Resource};
+use kube::{Api, Client, Resource, ResourceExt};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -29,13 +29,15 @@ use super::report;
 use super::secrets::{self, SecretError, SecretReader, SecretVersions};
 use crate::engine::progress::Problem;
 use crate::reason::Reason;
+use crate::resource::spec::DeletionPolicy;
+use crate::resource::validation::target_database;
 use crate::resource::{MongoMirror, MongoMirrorSpec, MongoMirrorStatus};
-use crate::runner;
 use crate::runner::decide::Desired;
 use crate::runner::registry::{MirrorKey, Registry};
 use crate::runner::slot::{Names, Slot};
 use crate::runner::translate::{Secrets, desired, problem};
 use crate::runner::words;
+use crate::runner::{self, End};
 
 /// Everything is looked at again after this long, should an event have been missed.
 const RESYNC: Duration = Duration::from_secs(120);
@@ -43,6 +45,9 @@ const RESYNC: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(200);
 /// And no less often than this: what was not measured for too long becomes unknown by time alone.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// The annotation that confirms `spec.deletionPolicy: DeleteTarget`, with the database's name.
+const DELETE_TARGET: &str = "mongomirror.dev/delete-target";
 
 /// All MongoMirrors that are watched; one that cannot be read does not hide the others.
 pub type Mirrors = Store<DeserializeGuard<MongoMirror>>;
@@ -80,6 +85,8 @@ struct Identity {
     uid: String,
     generation: i64,
     wishes: Wishes,
+    /// What becomes of the target when the resource is gone.
+    end: End,
     status: MongoMirrorStatus,
 }
 
@@ -200,6 +207,7 @@ impl Keeper {
             uid: meta.uid.clone().unwrap_or_default(),
             generation: meta.generation.unwrap_or_default(),
             wishes: asked::wishes(meta.annotations.as_ref()),
+            end: object.0.as_ref().map_or(End::Arm, end_of),
             status: object
                 .0
                 .as_ref()
@@ -262,9 +270,10 @@ impl Keeper {
     /// time; the same resource applied again is looked at when it is over.
     async fn end(self) {
         let config = self.slot.config().cloned();
+        let end = self.resource.map_or(End::Arm, |resource| resource.end);
         self.slot.close().await;
         if let Some(config) = config {
-            runner::finish(config).await;
+            runner::finish(config, end).await;
         }
     }
 
@@ -301,6 +310,18 @@ impl Keeper {
             std::future::pending::<()>().await;
         }
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// What becomes of the target: it is deleted only if both the spec and an annotation say so.
+fn end_of(mirror: &MongoMirror) -> End {
+    let confirmed = mirror
+        .annotations()
+        .get(DELETE_TARGET)
+        .is_some_and(|name| *name == target_database(&mirror.spec));
+    match mirror.spec.deletion_policy {
+        DeletionPolicy::DeleteTarget if confirmed => End::Delete,
+        _ => End::Arm,
     }
 }
 
@@ -357,6 +378,7 @@ mod tests {
             uid: "u".into(),
             generation: 1,
             wishes: Wishes::new(),
+            end: End::Arm,
             status: MongoMirrorStatus::default(),
         }
     }

@@ -90,6 +90,10 @@ fn write_annotations(page: &mut String) {
                 "any text".to_owned(),
                 "Compare both sides, and put right what differs.",
             ),
+            RequestKind::Resync => (
+                "any text".to_owned(),
+                "Begin anew over what the target holds: compare everything, write what differs.",
+            ),
             RequestKind::Sync => (
                 code(r#"{"collection": "…", "filter": {…}, "token": "…"}"#),
                 "Put the documents right that match a filter in extended JSON. The token may be left out.",

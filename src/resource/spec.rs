@@ -140,6 +140,13 @@ pub struct MongoMirrorSpec {
     /// Bounds on what the mirror may use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<LimitsSpec>,
+
+    /// What becomes of the target when this resource is deleted. Retain: it stays, as an ordinary
+    /// database. DeleteTarget: what the mirror has made on it is dropped, but only if the annotation
+    /// `mongomirror.dev/delete-target` holds the target database's name, and an operator runs and
+    /// reaches the target within half a minute; the deletion itself waits for nothing.
+    #[serde(default)]
+    pub deletion_policy: DeletionPolicy,
 }
 
 /// What to do when history is lost. Resync: compare both sides, write what differs, and go on.
@@ -188,6 +195,17 @@ pub struct LimitsSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100_000))]
     pub verification_mebibytes_per_second: Option<i32>,
+}
+
+/// What becomes of the target when the resource is deleted. Retain: it stays. DeleteTarget: what the
+/// mirror has made on it is dropped.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeletionPolicy {
+    /// It stays, as an ordinary database.
+    #[default]
+    Retain,
+    /// What the mirror has made on it is dropped.
+    DeleteTarget,
 }
 
 fn enabled() -> bool {

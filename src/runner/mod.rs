@@ -20,15 +20,28 @@ use tokio_util::sync::CancellationToken;
 
 use crate::engine::config::MirrorConfig;
 use crate::engine::finish as engine_finish;
+pub use crate::engine::finish::End;
 use crate::engine::mirror;
 use crate::engine::progress::{Phase, Problem, Progress};
 use crate::engine::request::Request;
 use crate::reason::Reason;
 
-/// Ends a mirror for good: arms its target, within a bounded time, and says what came of it. The
-/// mirror must have stopped.
-pub async fn finish(config: MirrorConfig) {
-    match engine_finish::finish(&config).await {
+/// Ends a mirror for good: arms or deletes its target, within a bounded time, and says what came of
+/// it. The mirror must have stopped.
+pub async fn finish(config: MirrorConfig, end: End) {
+    match engine_finish::finish(&config, end).await {
+        Ok(()) if end == End::Delete => tracing::info!(
+            mirror = %config.name,
+            database = config.target.database,
+            "ended for good: what it has made on the target is dropped"
+        ),
+        Err(error) if end == End::Delete => tracing::warn!(
+            mirror = %config.name,
+            database = config.target.database,
+            reason = %error.reason(),
+            "the target could not be deleted: {error}; drop the database, and its document in \
+             mongomirror.checkpoints"
+        ),
         Ok(()) => tracing::info!(
             mirror = %config.name,
             "ended for good: the target is an ordinary database now"

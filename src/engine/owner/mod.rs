@@ -63,6 +63,10 @@ const PUBLISH: Duration = Duration::from_millis(200);
 /// What was synced is logged at most this often.
 const LOG: Duration = Duration::from_secs(10);
 
+/// Longest wait for the batch in hand when the mirror is to stop. A target that does not take it by
+/// then gets it again from the checkpoint.
+const FINISH: Duration = Duration::from_secs(10);
+
 /// Longest wait for connections to close: nothing depends on it.
 const DISCONNECT: Duration = Duration::from_secs(2);
 
@@ -351,7 +355,7 @@ impl<'a> Owner<'a> {
         self.verifications.abort_all();
         self.syncs.abort_all();
         let finished = match outcome {
-            Ok(end) => self.finish().await.and(stopped).map(|()| end),
+            Ok(end) => self.finish_in_time().await.and(stopped).map(|()| end),
             Err(error) => Err(error),
         };
         if matches!(finished, Ok(End::Stopped)) {
@@ -489,6 +493,17 @@ impl<'a> Owner<'a> {
                 _ => return Ok(()),
             }
         }
+    }
+
+    /// As [`Self::finish`], but a target that does not answer is not waited for.
+    async fn finish_in_time(&mut self) -> Result<()> {
+        let late = Error::Timeout {
+            side: Side::Target,
+            doing: "finish the batch in hand",
+            after: FINISH,
+        };
+        let finished = tokio::time::timeout(FINISH, self.finish()).await;
+        finished.unwrap_or(Err(late))
     }
 
     /// Writes what is gathered; the last thing before the mirror ends.

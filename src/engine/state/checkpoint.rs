@@ -183,6 +183,21 @@ impl StateStore {
         fenced_unless(number(&reply, "n") == 1, epoch)
     }
 
+    /// The target belongs to nobody any more.
+    ///
+    /// # Errors
+    /// [`Error::Fenced`] if the epoch is no longer ours; what the exchange met.
+    pub async fn forget(&self, epoch: i64) -> Result<()> {
+        let own = doc! {"q": {"_id": &self.target, "epoch": epoch}, "limit": 1};
+        let delete = doc! {
+            "delete": CHECKPOINTS,
+            "deletes": [own],
+            "writeConcern": {"w": "majority"},
+        };
+        let reply = self.commands.write(Write::ClearCatalog, delete).await?;
+        fenced_unless(number(&reply, "n") == 1, epoch)
+    }
+
     /// The command that moves the position, for a batch's transaction; must match one document.
     /// `in_command` as long as a command that an earlier process began is not met again.
     ///
