@@ -269,13 +269,18 @@ impl Cluster {
 
     /// Waits until a field of a mirror has this value.
     pub async fn wait(&self, mirror: &str, path: &str, value: &str) {
+        self.wait_in("default", mirror, path, value).await;
+    }
+
+    /// The same in another namespace.
+    pub async fn wait_in(&self, namespace: &str, mirror: &str, path: &str, value: &str) {
         let condition = format!("--for=jsonpath={{{path}}}={value}");
-        let wait = ["wait", "mongomirror", mirror, &condition, "--timeout=60s"];
+        let of_it = ["mongomirror", mirror, "-n", namespace];
+        let wait = [&["wait"], &of_it[..], &[&condition, "--timeout=60s"]].concat();
         let output = self.plane.kubectl(&wait).await.expect("kubectl");
         if !output.success {
-            let now = self
-                .kubectl(&["get", "mongomirror", mirror, "-o", "yaml"])
-                .await;
+            let get = [&["get"], &of_it[..], &["-o", "yaml"]].concat();
+            let now = self.kubectl(&get).await;
             panic!("{mirror} has no {path}={value}: {}\n{now}", output.stderr);
         }
     }
