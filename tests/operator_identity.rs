@@ -192,13 +192,15 @@ async fn outcomes(cluster: &Cluster) -> BTreeMap<String, (String, String)> {
     mirrors.filter_map(outcome).collect()
 }
 
-/// Waits until so many mirrors have come to something.
+/// Waits until so many mirrors have come to something; each may try again meanwhile.
 async fn settled(cluster: &Cluster, count: usize) -> BTreeMap<String, (String, String)> {
+    let mut seen = BTreeMap::new();
     eventually("every mirror has come to something", async || {
-        let outcomes = outcomes(cluster).await;
-        (outcomes.len() == count).then_some(outcomes)
+        seen.extend(outcomes(cluster).await);
+        (seen.len() == count).then_some(())
     })
-    .await
+    .await;
+    seen
 }
 
 /// A server with authentication, and the mirror of somebody who has nothing to do with it.
