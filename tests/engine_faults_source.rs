@@ -218,10 +218,10 @@ async fn rights_and_passwords_are_taken_and_given_back() {
     let target = ReplicaSet::builder().start().await.unwrap();
     let read = doc! {"role": "read", "db": "shop"};
     source
-        .create_user("mirror", "old", [read.clone().into()])
+        .create_user("mirror", "canary-old", [read.clone().into()])
         .await
         .unwrap();
-    let uri = source.uri_as("mirror", "old");
+    let uri = source.uri_as("mirror", "canary-old");
     let stage = Stage::start(&uri, source.client().await.unwrap(), &target).await;
 
     let roles = doc! {"revokeRolesFromUser": "mirror", "roles": [read.clone()]};
@@ -234,7 +234,7 @@ async fn rights_and_passwords_are_taken_and_given_back() {
     stage.healed("rights that were taken").await;
 
     source
-        .admin(doc! {"updateUser": "mirror", "pwd": "new"})
+        .admin(doc! {"updateUser": "mirror", "pwd": "canary-new"})
         .await
         .unwrap();
     source.node(0).restart().await.unwrap();
@@ -242,7 +242,7 @@ async fn rights_and_passwords_are_taken_and_given_back() {
     let refused = ["AuthenticationFailed", "Unauthorized"];
     has_problem(&stage.mirror, &refused).await;
     source
-        .admin(doc! {"updateUser": "mirror", "pwd": "old"})
+        .admin(doc! {"updateUser": "mirror", "pwd": "canary-old"})
         .await
         .unwrap();
     stage.healed("a password that was changed").await;

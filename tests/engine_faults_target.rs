@@ -239,8 +239,11 @@ async fn rights_and_passwords_are_taken_and_given_back() {
     ];
     let state = doc! {"role": "readWrite", "db": "mongomirror"};
     let roles = write.iter().cloned().chain([state]).map(Bson::from);
-    target.create_user("mirror", "old", roles).await.unwrap();
-    let uri = target.uri_as("mirror", "old");
+    target
+        .create_user("mirror", "canary-old", roles)
+        .await
+        .unwrap();
+    let uri = target.uri_as("mirror", "canary-old");
     let stage = Stage::start(&source, &uri, target.client().await.unwrap()).await;
     let change = |command: &str| doc! {command: "mirror", "roles": write.to_vec()};
     target.admin(change("revokeRolesFromUser")).await.unwrap();
@@ -254,12 +257,12 @@ async fn rights_and_passwords_are_taken_and_given_back() {
     stage.healed("a target that could only be read").await;
 
     let password = |new: &str| doc! {"updateUser": "mirror", "pwd": new};
-    target.admin(password("new")).await.unwrap();
+    target.admin(password("canary-new")).await.unwrap();
     target.node(0).restart().await.unwrap();
     target.wait_for_primary().await.unwrap();
     let refused = ["AuthenticationFailed", "Unauthorized"];
     has_problem(stage.mirror(), &refused).await;
-    target.admin(password("old")).await.unwrap();
+    target.admin(password("canary-old")).await.unwrap();
     stage.healed("a password that was changed").await;
     assert_eq!(stage.end().await.totals.repaired, 0);
 }

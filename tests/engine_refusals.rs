@@ -111,7 +111,7 @@ async fn the_documented_roles_are_enough() {
         root.database("shop").run_command(kind).await.unwrap();
     }
     let role = |role: &str, db: &str| doc! {"role": role, "db": db}.into();
-    set.create_user("reader", "r", [role("read", "shop")])
+    set.create_user("reader", "canary-r", [role("read", "shop")])
         .await
         .unwrap();
     let target_roles = [
@@ -119,10 +119,12 @@ async fn the_documented_roles_are_enough() {
         role("dbAdmin", "shop_backup"),
         role("readWrite", "mongomirror"),
     ];
-    set.create_user("writer", "w", target_roles).await.unwrap();
+    set.create_user("writer", "canary-w", target_roles)
+        .await
+        .unwrap();
     let mirror = MirrorHandle::start(config(
-        &set.uri_as("reader", "r"),
-        &set.uri_as("writer", "w"),
+        &set.uri_as("reader", "canary-r"),
+        &set.uri_as("writer", "canary-w"),
         "shop",
     ));
     mirroring(&mirror).await;
@@ -182,14 +184,14 @@ async fn the_documented_roles_for_system_collections_are_enough() {
     }
     let role = |role: &str, db: &str| doc! {"role": role, "db": db}.into();
     let reads = [role("read", "ordersDB"), role("mongomirrorSource", "admin")];
-    set.create_user("reader", "r", reads).await.unwrap();
+    set.create_user("reader", "canary-r", reads).await.unwrap();
     let writes = [
         role("readWrite", "ordersDB_backup"),
         role("dbAdmin", "ordersDB_backup"),
         role("readWrite", "mongomirror"),
         role("mongomirrorTarget", "admin"),
     ];
-    set.create_user("writer", "w", writes).await.unwrap();
+    set.create_user("writer", "canary-w", writes).await.unwrap();
     let series = doc! {"timeField": "at", "metaField": "m"};
     let steps = |m: i32| {
         [
@@ -204,7 +206,10 @@ async fn the_documented_roles_for_system_collections_are_enough() {
     for step in steps(1) {
         source.run_command(step).await.unwrap();
     }
-    let (from, to) = (set.uri_as("reader", "r"), set.uri_as("writer", "w"));
+    let (from, to) = (
+        set.uri_as("reader", "canary-r"),
+        set.uri_as("writer", "canary-w"),
+    );
     let mirror = MirrorHandle::start(config(&from, &to, "ordersDB"));
     mirroring(&mirror).await;
     let more = [
@@ -230,14 +235,16 @@ async fn another_source_of_the_same_name_is_refused() {
         let builder = ReplicaSet::builder().auth(true).name("same");
         let set = builder.start().await.unwrap();
         let read = doc! {"role": "read", "db": "shop"};
-        set.create_user("reader", "r", [read.into()]).await.unwrap();
+        set.create_user("reader", "canary-r", [read.into()])
+            .await
+            .unwrap();
         let shop = set.client().await.unwrap().database("shop");
         common::fill(&shop, collection, 0, 10).await;
         set
     };
     let (first, second) = (start("orders").await, start("others").await);
     let target = ReplicaSet::builder().start().await.unwrap();
-    let of = |set: &ReplicaSet| config(&set.uri_as("reader", "r"), &target.uri(), "shop");
+    let of = |set: &ReplicaSet| config(&set.uri_as("reader", "canary-r"), &target.uri(), "shop");
     let mirror = MirrorHandle::start(of(&first));
     mirroring(&mirror).await;
     mirror.stop().await;

@@ -82,8 +82,12 @@ async fn exactly_these_roles_are_enough(version: Version) {
             .map(|name| name.as_str().into())
             .collect::<Vec<_>>()
     };
-    from.create_user("reader", "r", of(&reads)).await.unwrap();
-    to.create_user("writer", "w", of(&writes)).await.unwrap();
+    from.create_user("reader", "canary-r", of(&reads))
+        .await
+        .unwrap();
+    to.create_user("writer", "canary-w", of(&writes))
+        .await
+        .unwrap();
     for command in [
         doc! {"create": "readings", "timeseries": {"timeField": "at", "metaField": "m"}},
         doc! {"create": "log", "capped": true, "size": 65536},
@@ -96,8 +100,8 @@ async fn exactly_these_roles_are_enough(version: Version) {
     }
     changes(&source, 1).await;
     let config = config(
-        &from.uri_as("reader", "r"),
-        &to.uri_as("writer", "w"),
+        &from.uri_as("reader", "canary-r"),
+        &to.uri_as("writer", "canary-w"),
         "shop",
     );
     let mirror = MirrorHandle::start(config.clone());

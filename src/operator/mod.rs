@@ -67,6 +67,12 @@ pub enum OperatorError {
     )]
     // In words: the error names each of its causes itself.
     Config(String),
+    /// A proxy is named, whose address may hold a password.
+    #[error(
+        "the operator talks to the API server without a proxy: unset HTTPS_PROXY, or take \
+         proxy-url out of the kubeconfig"
+    )]
+    Proxy,
     /// The client cannot be made.
     #[error("failed to set up the Kubernetes client: check the kubeconfig's certificates")]
     Client(#[source] Box<kube::Error>),
@@ -109,6 +115,9 @@ pub async fn run(
     let mut config = kube::Config::infer()
         .await
         .map_err(|error| OperatorError::Config(error.to_string()))?;
+    if config.proxy_url.is_some() {
+        return Err(OperatorError::Proxy);
+    }
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     // Every caller here has a backoff of its own; the client's would hide an outage for minutes.
     config.default_retry = false;

@@ -1,6 +1,12 @@
 //! An operator process against a real API server, driven by kubectl as a user would.
+//!
+//! Whenever an operator ends, no password may be in anything that it has shown.
 
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use testbed::{ControlPlane, ControlPlaneBuilder, Process};
 
@@ -8,6 +14,11 @@ use testbed::{ControlPlane, ControlPlaneBuilder, Process};
 pub const CLUSTER_ROLE: &str = "charts/mongomirror/files/clusterrole.yaml";
 /// What it lets it do in its own namespace, to agree with others on a leader.
 pub const LEADER_ROLE: &str = "charts/mongomirror/files/leader-role.yaml";
+
+use super::canary;
+
+/// An operator that takes longer to answer does not: it has ended, or is frozen.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
 /// An operator's process.
 pub struct Operator {
@@ -17,7 +28,18 @@ pub struct Operator {
 }
 
 impl Operator {
-    fn start(kubeconfig: &Path, log: PathBuf, port: u16, arguments: &[&str]) -> Self {
+    fn start(
+        kubeconfig: &Path,
+        log: PathBuf,
+        port: u16,
+        arguments: &[&str],
+        environment: &[(&str, String)],
+    ) -> Self {
+        let more = environment
+            .iter()
+            .map(|(name, value)| (name.into(), value.into()));
+        let environment = more.chain([("KUBECONFIG".into(), kubeconfig.into())]);
+        let environment: Vec<(OsString, OsString)> = environment.collect();
         let listen = format!("127.0.0.1:{port}");
         let mut all = vec!["operator", "--listen", &listen];
         all.extend_from_slice(arguments);
@@ -25,7 +47,7 @@ impl Operator {
             "the operator",
             env!("CARGO_BIN_EXE_mongomirror"),
             all,
-            [("KUBECONFIG".into(), kubeconfig.into())],
+            environment,
             &log,
         )
         .expect("the operator");
@@ -34,11 +56,13 @@ impl Operator {
 
     /// kill -9.
     pub async fn kill(self) {
+        self.shows_no_password();
         self.process.kill().await.expect("kill");
     }
 
     /// SIGTERM; returns when it has ended, as it should.
     pub async fn stop(self) {
+        self.shows_no_password();
         let status = self.process.stop().await.expect("stop");
         assert!(status.success(), "{status}");
     }
@@ -58,6 +82,29 @@ impl Operator {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// Fails if a password is in its log, its metrics, or what it tells about mirrors.
+    fn shows_no_password(&self) {
+        canary::assert_none("the operator's log", self.log());
+        for path in ["/metrics", "/api/v1/mirrors"] {
+            if let Some(answer) = self.ask_now(path) {
+                canary::assert_none(path, answer);
+            }
+        }
+    }
+
+    /// As [`Self::exchange`], where nothing can be awaited.
+    fn ask_now(&self, path: &str) -> Option<String> {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
+        let mut stream = TcpStream::connect_timeout(&address, ANSWERS_WITHIN).ok()?;
+        stream.set_read_timeout(Some(ANSWERS_WITHIN)).ok()?;
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).ok()?;
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).ok()?;
+        Some(reply)
+    }
+
     /// What its HTTP server answers; nothing if it does not listen (yet).
     pub async fn exchange(&self, method: &str, path: &str, body: &str) -> Option<String> {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -72,6 +119,15 @@ impl Operator {
         let mut reply = String::new();
         stream.read_to_string(&mut reply).await.ok()?;
         Some(reply)
+    }
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        // A test that has failed has something else to say.
+        if !std::thread::panicking() {
+            self.shows_no_password();
+        }
     }
 }
 
@@ -140,9 +196,23 @@ impl Cluster {
 
     /// Starts the operator's process.
     pub fn start_operator(&mut self) {
+        self.start_operator_with(&[]);
+    }
+
+    /// Starts it with more of an environment.
+    pub fn start_operator_with(&mut self, environment: &[(&str, String)]) {
         let log = self.folder.path().join("operator.log");
-        let operator = Operator::start(&self.kubeconfig, log, self.port, &[]);
+        let operator = Operator::start(&self.kubeconfig, log, self.port, &[], environment);
         self.operator = Some(operator);
+    }
+
+    /// The token of the operator's service account.
+    pub fn token(&self) -> String {
+        let kubeconfig = std::fs::read(&self.kubeconfig).expect("the kubeconfig");
+        let kubeconfig: serde_json::Value =
+            serde_json::from_slice(&kubeconfig).expect("the test bed writes JSON");
+        let token = kubeconfig["users"][0]["user"]["token"].as_str();
+        token.expect("a token").to_owned()
     }
 
     /// Gives operators what they need to agree on a leader.
@@ -155,7 +225,16 @@ impl Cluster {
     /// Another operator of this name, on a port of its own.
     pub fn another_operator(&self, name: &str, arguments: &[&str]) -> Operator {
         let log = self.folder.path().join(format!("{name}.log"));
-        Operator::start(&self.kubeconfig, log, free_port(), arguments)
+        Operator::start(&self.kubeconfig, log, free_port(), arguments, &[])
+    }
+
+    /// What an operator says that cannot work in this environment, and ends by itself.
+    pub async fn operator_that_fails(&self, environment: &[(&str, String)]) -> String {
+        let log = self.folder.path().join("fails.log");
+        let operator = Operator::start(&self.kubeconfig, log, free_port(), &[], environment);
+        let status = operator.process.wait().await.expect("its end");
+        assert!(!status.success(), "{status}");
+        operator.log()
     }
 
     /// kill -9.
@@ -201,13 +280,18 @@ impl Cluster {
 
     /// Waits until a field of a mirror has this value.
     pub async fn wait(&self, mirror: &str, path: &str, value: &str) {
+        self.wait_in("default", mirror, path, value).await;
+    }
+
+    /// The same in another namespace.
+    pub async fn wait_in(&self, namespace: &str, mirror: &str, path: &str, value: &str) {
         let condition = format!("--for=jsonpath={{{path}}}={value}");
-        let wait = ["wait", "mongomirror", mirror, &condition, "--timeout=60s"];
+        let of_it = ["mongomirror", mirror, "-n", namespace];
+        let wait = [&["wait"], &of_it[..], &[&condition, "--timeout=60s"]].concat();
         let output = self.plane.kubectl(&wait).await.expect("kubectl");
         if !output.success {
-            let now = self
-                .kubectl(&["get", "mongomirror", mirror, "-o", "yaml"])
-                .await;
+            let get = [&["get"], &of_it[..], &["-o", "yaml"]].concat();
+            let now = self.kubectl(&get).await;
             panic!("{mirror} has no {path}={value}: {}\n{now}", output.stderr);
         }
     }
@@ -233,6 +317,22 @@ impl Cluster {
         let operator = self.operator.as_ref().expect("an operator runs");
         let reply = operator.exchange(method, path, body).await;
         reply.expect("the status API listens")
+    }
+}
+
+impl Drop for Cluster {
+    /// Fails if a password is in a resource or an event.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        let kinds = "mongomirrors,events.events.k8s.io";
+        let get = ["get", kinds, "--all-namespaces", "--output=yaml"];
+        let everything = tokio::task::block_in_place(|| {
+            let runtime = tokio::runtime::Handle::current();
+            runtime.block_on(self.kubectl(&get))
+        });
+        canary::assert_none("a resource or an event", everything);
     }
 }
 

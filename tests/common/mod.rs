@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "every test file uses its own part")]
 
+pub mod canary;
 pub mod cluster;
 pub mod corpus;
 pub mod ddl;
@@ -9,6 +10,7 @@ pub mod faults;
 pub mod gate;
 pub mod process;
 pub mod raw;
+pub mod recorder;
 pub mod refused;
 pub mod servers;
 pub mod victims;
@@ -32,13 +34,13 @@ use tokio::sync::oneshot;
 /// Longest wait for anything in a test; reaching it is a failure.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
-/// Shows the product's log lines of a test that fails.
+/// Shows the product's log lines of a test that fails; one with a password in it ends all.
 pub fn show_logs() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| "mongomirror=debug".into());
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_test_writer()
+        .with_writer(canary::Watched::default)
         .try_init();
 }
 

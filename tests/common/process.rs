@@ -110,6 +110,14 @@ impl Manifest {
     }
 }
 
+impl Drop for Manifest {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            super::canary::assert_none("the log of mongomirror run", self.log());
+        }
+    }
+}
+
 /// The checkpoint of the mirror of `database`, as a majority has it.
 pub async fn checkpoint(target: &Client, database: &str) -> Option<Document> {
     let checkpoints = target

@@ -15,8 +15,8 @@ use crate::{
 
 /// The user that exists on servers with authentication, with the role `root`.
 pub const ROOT_USER: &str = "root";
-/// That user's password.
-pub const ROOT_PASSWORD: &str = "testbed";
+/// That user's password; what tests look for begins so, wherever a password must not be.
+pub const ROOT_PASSWORD: &str = "canary-root";
 
 /// TLS of one replica set or standalone server.
 pub(super) struct TlsFiles {
