@@ -4,13 +4,15 @@ mod common;
 
 use bson::{Document, doc};
 use common::{
-    assert_equal, caught_up, config, eventually, fill, mirroring, run, start, verify, wait_for,
+    assert_equal, assert_equal_beside, caught_up, config, eventually, fill, mirroring, run, start,
+    verify, wait_for,
 };
 use futures::TryStreamExt;
 use mongodb::{Client, Database};
 use mongomirror::engine::config::OnExistingData;
 use mongomirror::engine::progress::{Phase, Progress};
 use mongomirror::engine::request::{Refusal, Request};
+use mongomirror::engine::selection::Selection;
 use mongomirror::runner::MirrorHandle;
 use testbed::Version;
 use tokio::sync::oneshot;
@@ -55,6 +57,7 @@ async fn existing(db: &Database) {
         doc! {"insert": "series", "documents": [{"time": bson::DateTime::now()}]},
         doc! {"create": "seen", "viewOn": "theirs", "pipeline": []},
         doc! {"create": "other", "viewOn": "theirs", "pipeline": []},
+        doc! {"insert": "system.js", "documents": [{"_id": "f", "value": 1}]},
     ] {
         run(db, command).await;
     }
@@ -217,5 +220,35 @@ async fn a_mirror_that_cannot_go_on_begins_anew_when_it_is_told_to() {
     .await;
     caught_up(&mirror, &client).await;
     assert_equal(&shop, &copy).await;
+    mirror.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_selected_is_not_adopted_and_not_touched() {
+    let (server, client) = start(Version::V6_0_27).await;
+    let (shop, copy) = (client.database("shop"), client.database("shop_backup"));
+    fill(&shop, "orders", 0, 50).await;
+    fill(&copy, "orders", 20, 50).await;
+    fill(&copy, "theirs", 0, 10).await;
+    run(
+        &copy,
+        doc! {"create": "seen", "viewOn": "theirs", "pipeline": []},
+    )
+    .await;
+    let script = doc! {"insert": "system.js", "documents": [{"_id": "f", "value": 1}]};
+    run(&copy, script).await;
+    let mut config = config(&server.uri(), &server.uri(), "shop");
+    config.on_existing_data = OnExistingData::Adopt;
+    config.selection = Selection::new(vec!["orders".into()], Vec::new()).unwrap();
+    let mirror = MirrorHandle::start(config);
+    mirroring(&mirror).await;
+    caught_up(&mirror, &client).await;
+    let is_other = |name: &str| name != "orders";
+    assert_equal_beside(&shop, &copy, |_| true, is_other).await;
+    let mut names = copy.list_collection_names().await.unwrap();
+    names.sort();
+    let all = ["orders", "seen", "system.js", "system.views", "theirs"];
+    assert_eq!(names, all);
+    assert_eq!(verify(&mirror).await.differences, 0);
     mirror.stop().await;
 }

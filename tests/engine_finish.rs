@@ -8,8 +8,10 @@ use bson::{Document, doc};
 use common::{PATIENCE, assert_equal, caught_up, config, fill, mirroring, run};
 use futures::TryStreamExt;
 use mongodb::{Client, Database};
+use mongomirror::engine::config::MirrorConfig;
 use mongomirror::engine::connection::uri::ConnectionUri;
 use mongomirror::engine::finish::{End, LIMIT, finish};
+use mongomirror::engine::selection::Selection;
 use mongomirror::runner::MirrorHandle;
 use testbed::ReplicaSet;
 
@@ -203,7 +205,7 @@ async fn finishing_an_unreachable_target_ends_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_target_that_is_deleted_leaves_nothing_of_the_mirror_and_all_of_others() {
+async fn a_target_that_is_deleted_leaves_nothing_but_what_is_not_selected() {
     let set = ReplicaSet::builder().start().await.unwrap();
     let client = set.client().await.unwrap();
     let (source, target) = (client.database("shop"), client.database("shop_backup"));
@@ -213,23 +215,36 @@ async fn a_target_that_is_deleted_leaves_nothing_of_the_mirror_and_all_of_others
         doc! {"create": "seen", "viewOn": "orders", "pipeline": []},
     )
     .await;
-    let config = config(&set.uri(), &set.uri(), "shop");
+    let mut config = config(&set.uri(), &set.uri(), "shop");
     let mirror = MirrorHandle::start(config.clone());
     mirroring(&mirror).await;
     assert_equal(&source, &target).await;
     mirror.stop().await;
-    fill(&target, "theirs", 0, 3).await;
+    fill(&target, "kept", 0, 3).await;
+    config.selection = Selection::new(Vec::new(), vec!["kept".into()]).unwrap();
     let mut other = config.clone();
     other.name = "tests/other".into();
-    finish(&other, End::Delete).await.unwrap();
+    // One that never had it deletes nothing.
+    let stranger = MirrorConfig {
+        holder: Some("another".into()),
+        ..config.clone()
+    };
+    assert!(!finish(&stranger, End::Delete).await.unwrap());
+    assert!(!finish(&other, End::Delete).await.unwrap());
     assert!(target.list_collection_names().await.unwrap().len() > 3);
 
     finish(&config, End::Delete).await.unwrap();
     let mut left = target.list_collection_names().await.unwrap();
     left.retain(|name| !name.starts_with("system."));
-    assert_eq!(left, ["theirs"]);
+    assert_eq!(left, ["kept"]);
     let state = client.database("mongomirror");
-    for name in ["checkpoints", "catalog", "ranges", "quarantine"] {
+    for name in [
+        "checkpoints",
+        "catalog",
+        "ranges",
+        "quarantine",
+        "verifications",
+    ] {
         let documents = state.collection::<Document>(name);
         let count = documents.count_documents(doc! {}).await.unwrap();
         assert_eq!(count, 0, "{name}");

@@ -11,7 +11,7 @@ use futures::TryStreamExt;
 use mongodb::Database;
 use mongomirror::engine::config::{MirrorConfig, OnDeselected};
 use mongomirror::engine::selection::Selection;
-use mongomirror::runner::MirrorHandle;
+use mongomirror::runner::{self, End, MirrorHandle};
 use testbed::Version;
 
 fn select(config: &mut MirrorConfig, include: &[&str], exclude: &[&str]) {
@@ -195,6 +195,144 @@ async fn a_selection_is_changed_to_its_end_however_often_the_mirror_begins_anew(
     caught_up(&mirror, &client).await;
     let takes_part = |name: &str| !["c0", "c1"].contains(&name);
     assert_equal_within(&shop, &copy, takes_part).await;
+    assert_eq!(verify(&mirror).await.differences, 0);
+    mirror.stop().await;
+}
+
+/// As a process leaves it that died in the middle: with a collection let go, and another one taken.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_selection_that_is_taken_back_half_done_leaves_nothing_out() {
+    let (source, client) = start(Version::V6_0_27).await;
+    let (shop, copy) = (client.database("shop"), client.database("shop_backup"));
+    for name in ["a", "b", "c"] {
+        fill(&shop, name, 0, 50).await;
+    }
+    let mut config = config(&source.uri(), &source.uri(), "shop");
+    config.on_deselected = OnDeselected::Drop;
+    select(&mut config, &["a", "b"], &[]);
+    let before = config.clone();
+    let mirror = MirrorHandle::start(config.clone());
+    mirroring(&mirror).await;
+    mirror.stop().await;
+    select(&mut config, &["b", "c"], &[]);
+    let mirror = MirrorHandle::start(config);
+    mirroring(&mirror).await;
+    mirror.stop().await;
+    assert_eq!(names(&copy).await, ["b", "c"]);
+    let checkpoints = client
+        .database("mongomirror")
+        .collection::<Document>("checkpoints");
+    let half = doc! {"$set": {"selection": ""}};
+    checkpoints.update_one(doc! {}, half).await.unwrap();
+
+    let mirror = MirrorHandle::start(before);
+    mirroring(&mirror).await;
+    fill(&shop, "a", 1000, 10).await;
+    caught_up(&mirror, &client).await;
+    assert_equal_within(&shop, &copy, |name| name != "c").await;
+    // Whatever is missing is found.
+    let catalog = client
+        .database("mongomirror")
+        .collection::<Document>("catalog");
+    let removed = catalog.delete_one(doc! {"name": "a"}).await.unwrap();
+    assert_eq!(removed.deleted_count, 1);
+    mirror.stop().await;
+    copy.collection::<Document>("a").drop().await.unwrap();
+    let mut config = config_of(&source.uri());
+    select(&mut config, &["a", "b"], &[]);
+    let mirror = MirrorHandle::start(config);
+    mirroring(&mirror).await;
+    let verified = verify(&mirror).await;
+    assert_eq!((verified.differences, verified.repaired), (1, 1));
+    caught_up(&mirror, &client).await;
+    assert_equal_within(&shop, &copy, |name| name != "c").await;
+    mirror.stop().await;
+}
+
+fn config_of(uri: &str) -> MirrorConfig {
+    config(uri, uri, "shop")
+}
+
+/// The mirror was ended for good before, and what it had made is armed.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_went_out_of_the_selection_of_a_mirror_that_had_ended_stays() {
+    let (source, client) = start(Version::V6_0_27).await;
+    let (shop, copy) = (client.database("shop"), client.database("shop_backup"));
+    for suffix in ["_out", "_stays"] {
+        make(&shop, suffix).await;
+    }
+    let mut config = config(&source.uri(), &source.uri(), "shop");
+    let mirror = MirrorHandle::start(config.clone());
+    mirroring(&mirror).await;
+    mirror.stop().await;
+    runner::finish(config.clone(), End::Arm).await;
+    select(&mut config, &["*_stays"], &[]);
+    let mirror = MirrorHandle::start(config);
+    mirroring(&mirror).await;
+    caught_up(&mirror, &client).await;
+    let is_out = |name: &str| name.ends_with("_out");
+    assert_equal_beside(&shop, &copy, |name| !is_out(name), is_out).await;
+    for kind in ["orders", "ring"] {
+        let name = format!("{kind}_out");
+        let (left, right) = (
+            everything(&shop, &name).await,
+            everything(&copy, &name).await,
+        );
+        assert_eq!(left, right, "{name}");
+        assert!(!left.is_empty());
+    }
+    mirror.stop().await;
+}
+
+/// What a name means changes its kind while the mirror is paused and its selection changes.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_become_another_kind_arrive_with_a_changed_selection() {
+    let (source, client) = start(Version::V6_0_27).await;
+    let (shop, copy) = (client.database("shop"), client.database("shop_backup"));
+    let series = |name: &str| doc! {"create": name, "timeseries": {"timeField": "at"}};
+    let view = |name: &str| doc! {"create": name, "viewOn": "base", "pipeline": []};
+    let read = |name: &str| doc! {"insert": name, "documents": [{"at": bson::DateTime::now()}]};
+    fill(&shop, "base", 0, 20).await;
+    fill(&shop, "plain", 0, 20).await;
+    fill(&shop, "kept", 0, 20).await;
+    fill(&shop, "later", 0, 20).await;
+    for command in [
+        series("series"),
+        read("series"),
+        view("view"),
+        view("out_view"),
+    ] {
+        run(&shop, command).await;
+    }
+    let mut config = config(&source.uri(), &source.uri(), "shop");
+    select(&mut config, &[], &["later"]);
+    let mirror = MirrorHandle::start(config.clone());
+    mirroring(&mirror).await;
+    mirror.stop().await;
+    // Retained, and then a view at the source.
+    select(&mut config, &[], &["later", "kept", "out_view"]);
+    let mirror = MirrorHandle::start(config.clone());
+    mirroring(&mirror).await;
+    caught_up(&mirror, &client).await;
+    mirror.stop().await;
+    assert!(!names(&copy).await.contains(&"out_view".to_owned()));
+    for name in ["plain", "series", "view", "kept"] {
+        run(&shop, doc! {"drop": name}).await;
+    }
+    for command in [
+        series("plain"),
+        read("plain"),
+        doc! {"insert": "series", "documents": [{"_id": 1}]},
+        doc! {"insert": "view", "documents": [{"_id": 1}]},
+        view("kept"),
+    ] {
+        run(&shop, command).await;
+    }
+    select(&mut config, &[], &["out_view"]);
+    let mirror = MirrorHandle::start(config);
+    mirroring(&mirror).await;
+    caught_up(&mirror, &client).await;
+    assert_equal_within(&shop, &copy, |name| name != "out_view").await;
     assert_eq!(verify(&mirror).await.differences, 0);
     mirror.stop().await;
 }

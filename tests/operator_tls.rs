@@ -98,6 +98,7 @@ async fn private_authorities_and_certificates_come_from_secrets_and_are_rotated(
     arrives(&shop, &copy, 1000).await;
     let begun = cluster.field("shop", ".status.initialSync.startedAt").await;
 
+    assert!(!begun.is_empty());
     // Another certificate, and the old one is worth nothing any more.
     let second = user(&set, "second").await;
     cluster.apply(&certificate("certificate", &second)).await;

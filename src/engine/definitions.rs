@@ -11,7 +11,7 @@ use super::bson::definition::{Definition, is_same};
 use super::catalog::{
     Listed, is_disarmed, ordinary_index, portable_options, target_options, whole_index,
 };
-use super::state::{CatalogEntry, Index, Stage, Way};
+use super::state::{BUCKETS, CatalogEntry, Index, Stage, Way};
 use super::stream::event::Uuid;
 
 /// Everything that is defined on one side.
@@ -43,6 +43,8 @@ pub enum Mend {
     Collection(Uuid),
     /// The collection is copied anew, although its options are right.
     Anew(Uuid),
+    /// The mirror knows nothing of this collection of the source: it is copied.
+    Missing(Uuid, String),
     /// The view is made anew.
     View(String),
     /// Nothing of this name is on the source.
@@ -113,6 +115,17 @@ pub fn differences(
             Some(_) => {}
         }
         compare_indexes(entry, source, target, &mut different);
+    }
+    let is_system = |name: &str| name.starts_with("system.") && !name.starts_with(BUCKETS);
+    for listed in source.listed.iter().filter(|it| !is_system(&it.name)) {
+        let public = listed.name.strip_prefix(BUCKETS).unwrap_or(&listed.name);
+        let Some(uuid) = listed.uuid.filter(|_| takes_part(public)) else {
+            continue;
+        };
+        if entries.iter().all(|entry| entry.uuid != uuid) {
+            let what = format!("{public:?} is not mirrored");
+            different.push(of(what, Mend::Missing(uuid, listed.name.clone())));
+        }
     }
     let is_known = |listed: &Listed| {
         // What is not selected may have been left from another selection.

@@ -158,7 +158,8 @@ pub enum Error {
     /// The target holds data that is not ours.
     #[error(
         "the target database {database:?} is not empty (it holds {example:?}) and carries no \
-         checkpoint of this mirror: drop the database or choose another one; nothing was changed"
+         checkpoint of this mirror: drop the database, choose another one, or set \
+         spec.target.onExistingData to Replace or Adopt; nothing was changed"
     )]
     TargetNotEmpty {
         /// The database's name.
@@ -182,7 +183,8 @@ pub enum Error {
     #[error(
         "what the source {from:?} holds comes from the target {to:?} itself, by another \
          mirror: each would write the other's changes for ever. To turn the direction round, delete \
-         the other MongoMirror first"
+         the other MongoMirror first; where that is gone already, its document in \
+         mongomirror.checkpoints on the source"
     )]
     Ring {
         /// The source database's name.
@@ -221,8 +223,8 @@ pub enum Error {
     /// The oplog no longer reaches back to the position.
     #[error(
         "the source's oplog no longer reaches back to {position}, the mirror's position, or not yet \
-         to it, as after it was restored from a backup; so the missing changes cannot be read: set spec.onHistoryLost to Resync to compare both sides and \
-         write what differs, and give the source a larger oplog"
+         to it, as after it was restored from a backup; so the missing changes cannot be read: set spec.onHistoryLost to Resync, or annotate the resource once with mongomirror.dev/resync, \
+         to compare both sides and write what differs; and give the source a larger oplog"
     )]
     HistoryLost {
         /// Where the mirror stood.

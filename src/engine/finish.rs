@@ -33,7 +33,7 @@ const DISCONNECT: Duration = Duration::from_secs(2);
 pub enum End {
     /// It is armed, and stays.
     Arm,
-    /// All that the mirror has made on it is dropped, and with it what is remembered.
+    /// All that is selected is dropped, and what is remembered of it.
     Delete,
 }
 
@@ -41,8 +41,9 @@ pub enum End {
 ///
 /// # Errors
 /// What the exchange met, or that it took longer than [`LIMIT`]. What was done by then stays so; a
-/// mirror that goes on makes the rest of a half-deleted target anew.
-pub async fn finish(config: &MirrorConfig, end: End) -> Result<()> {
+/// mirror that goes on makes the rest of a half-deleted target anew. Otherwise whether the target was
+/// this mirror's at all.
+pub async fn finish(config: &MirrorConfig, end: End) -> Result<bool> {
     let ended = tokio::time::timeout(LIMIT, async {
         let client = connect(&config.target, Side::Target).await?;
         let outcome = match end {
@@ -69,9 +70,11 @@ async fn take_over(
     config: &MirrorConfig,
     client: &mongodb::Client,
     announced: Document,
+    may: impl Fn(&Checkpoint) -> bool,
 ) -> Result<Option<(StateStore, i64, Commands)>> {
     let mut state = StateStore::new(client, &config.target.database);
-    let Some(checkpoint) = state.load().await?.filter(|found| is_ours(config, found)) else {
+    let is_ours = |found: &Checkpoint| is_ours(config, found) && may(found);
+    let Some(checkpoint) = state.load().await?.filter(is_ours) else {
         return Ok(None);
     };
     state.end_sessions(&checkpoint.sessions).await;
@@ -88,30 +91,37 @@ async fn take_over(
     Ok(Some((state, epoch, target)))
 }
 
-/// Drops what the mirror has made. What somebody else has put there stays.
-async fn delete(config: &MirrorConfig, client: &mongodb::Client) -> Result<()> {
+/// Drops all that is selected: the target is the mirror's alone. What was let go stays.
+async fn delete(config: &MirrorConfig, client: &mongodb::Client) -> Result<bool> {
     let resync = doc! {"resync": true};
-    let Some((state, epoch, target)) = take_over(config, client, resync).await? else {
-        return Ok(());
+    let is_held = |found: &Checkpoint| found.holder == config.holder;
+    let Some((state, epoch, target)) = take_over(config, client, resync, is_held).await? else {
+        return Ok(false);
     };
-    for there in catalog::list(&target.db, Side::Target).await? {
-        if there.kind == "view" && config.selection.selects(&there.name) {
-            ddl::drop(&target, &there.name).await?;
-        }
-    }
-    for entry in state.load_catalog().await? {
-        if entry.left_out.is_none() {
-            ddl::drop(&target, entry.public_name()).await?;
-        }
+    let is_one = |name: &str| {
+        let is_system = name.starts_with("system.") && name != "system.js";
+        !is_system && (config.selection.selects(name) || name == ddl::DROPPED)
+    };
+    let mut there = catalog::list(&target.db, Side::Target).await?;
+    // Views first: they may be of the others.
+    there.sort_by_key(|there| there.kind != "view");
+    for there in there.iter().filter(|there| is_one(&there.name)) {
+        ddl::drop(&target, &there.name).await?;
     }
     state.clear().await?;
-    state.forget(epoch).await
+    state.forget(epoch).await?;
+    Ok(true)
 }
 
-async fn arm(config: &MirrorConfig, client: &mongodb::Client) -> Result<()> {
+async fn arm(config: &MirrorConfig, client: &mongodb::Client) -> Result<bool> {
     let armed = doc! {"armed": true};
-    let Some((state, _, target)) = take_over(config, client, armed).await? else {
-        return Ok(());
+    // Another one of this name may have it.
+    let is_free = |found: &Checkpoint| {
+        let holders = found.holder.as_ref().zip(config.holder.as_ref());
+        holders.is_none_or(|(one, other)| one == other)
+    };
+    let Some((state, _, target)) = take_over(config, client, armed, is_free).await? else {
+        return Ok(false);
     };
     let mut first = Ok(());
     let entries = state.load_catalog().await?;
@@ -129,7 +139,7 @@ async fn arm(config: &MirrorConfig, client: &mongodb::Client) -> Result<()> {
             build_the_rest(&target, &state, entry).await,
         )?);
     }
-    first
+    first.map(|()| true)
 }
 
 /// A collection that cannot be armed does not keep the others from it.

@@ -60,6 +60,7 @@ pub async fn run(
             Ok(End::Resync(done)) => {
                 tracing::info!(mirror = %config.name, "beginning anew over what the target holds, as asked");
                 before.asked.push(done);
+                before.kept.resyncs();
                 compares(publish);
                 continue;
             }
@@ -89,13 +90,10 @@ pub async fn run(
         }
         // Many mirrors of one server must not come back in step.
         let wait = wait.mul_f64(rand::rng().random_range(0.75..1.25));
-        match rest(wait, requests, stop).await {
+        match rest(wait, &mut before, requests, stop).await {
             Rested::Over => {}
             Rested::Stopped => break,
-            Rested::Asked(done) => {
-                before.asked.push(done);
-                compares(publish);
-            }
+            Rested::Asked => compares(publish),
         }
         pause = (pause * 2).min(BACKOFF.1);
     }
@@ -159,12 +157,13 @@ enum Rested {
     Over,
     Stopped,
     /// Somebody wants both sides to be compared.
-    Asked(oneshot::Sender<Result<(), Refusal>>),
+    Asked,
 }
 
 /// Waits for another try, and refuses what only a mirror that runs can do.
 async fn rest(
     wait: Duration,
+    before: &mut Before,
     requests: &mut mpsc::Receiver<Request>,
     stop: &CancellationToken,
 ) -> Rested {
@@ -175,7 +174,15 @@ async fn rest(
             () = stop.cancelled() => return Rested::Stopped,
             () = &mut over => return Rested::Over,
             Some(request) = requests.recv() => match request {
-                Request::Resync { done } => return Rested::Asked(done),
+                Request::Resync { done } => {
+                    let is_first = !before.is_asked();
+                    before.asked.push(done);
+                    before.kept.resyncs();
+                    // Who asks again and again does not shorten every pause.
+                    if is_first {
+                        return Rested::Asked;
+                    }
+                }
                 request => request.refuse(Refusal::NotMirroring),
             }
         }

@@ -95,6 +95,9 @@ pub enum Refusal {
     /// The mirror does not follow its source at the moment.
     #[error("the mirror does not follow its source now: try again when the phase is Mirroring")]
     NotMirroring,
+    /// The mirror does not run.
+    #[error("the mirror is paused, or not there yet: it begins anew when spec.enabled is true")]
+    NotRunning,
     /// The filter runs code on the server.
     #[error("the filter must not use {0}: it would run code on both servers")]
     Code(&'static str),

@@ -308,7 +308,7 @@ fn totals(out: &mut Out<'_>) -> fmt::Result {
         ),
         (
             "resyncs",
-            "Times that both sides were compared and made equal because history was lost.",
+            "Times that both sides were compared and made equal because history was lost, or somebody asked for it.",
             |totals| totals.resyncs,
         ),
         (

@@ -58,7 +58,15 @@ pub async fn sync(
         filter,
         done,
     };
-    match answered(&shared, namespace, name, request, SYNC_LIMIT).await {
+    match answered(
+        &shared,
+        namespace,
+        name,
+        request,
+        (SYNC_LIMIT, Refusal::NotMirroring),
+    )
+    .await
+    {
         Ok(synced) => Json(synced).into_response(),
         Err(response) => response,
     }
@@ -70,7 +78,15 @@ pub async fn verify(
     Path((namespace, name)): Path<(String, String)>,
 ) -> Response {
     let request = |done| Request::Verify { done };
-    match answered(&shared, namespace, name, request, VERIFY_LIMIT).await {
+    match answered(
+        &shared,
+        namespace,
+        name,
+        request,
+        (VERIFY_LIMIT, Refusal::NotMirroring),
+    )
+    .await
+    {
         Ok(result) => Json(verification_result(&result)).into_response(),
         Err(response) => response,
     }
@@ -82,7 +98,15 @@ pub async fn resync(
     Path((namespace, name)): Path<(String, String)>,
 ) -> Response {
     let request = |done| Request::Resync { done };
-    match answered(&shared, namespace, name, request, RESYNC_LIMIT).await {
+    match answered(
+        &shared,
+        namespace,
+        name,
+        request,
+        (RESYNC_LIMIT, Refusal::NotRunning),
+    )
+    .await
+    {
         Ok(()) => (StatusCode::ACCEPTED, Json(json!({ "begun": true }))).into_response(),
         Err(response) => response,
     }
@@ -93,14 +117,14 @@ async fn answered<T>(
     namespace: String,
     name: String,
     request: impl FnOnce(oneshot::Sender<Result<T, Refusal>>) -> Request,
-    limit: Duration,
+    (limit, at_rest): (Duration, Refusal),
 ) -> Result<T, Response> {
     let key = MirrorKey::new(namespace, name);
     let requests = shared
         .registry
         .requests(&key)
         .map_err(|known| match known {
-            true => refused(&Refusal::NotMirroring),
+            true => refused(&at_rest),
             false => super::api::not_found(&key),
         })?;
     match tokio::time::timeout(limit, ask(&requests, request)).await {
@@ -115,7 +139,7 @@ async fn answered<T>(
 fn refused(refusal: &Refusal) -> Response {
     let status = match refusal {
         Refusal::NotFound(_) => StatusCode::NOT_FOUND,
-        Refusal::Copying(_) | Refusal::NotMirroring => StatusCode::CONFLICT,
+        Refusal::Copying(_) | Refusal::NotMirroring | Refusal::NotRunning => StatusCode::CONFLICT,
         Refusal::Code(_) | Refusal::NotByDocument(_) => StatusCode::BAD_REQUEST,
         Refusal::Failed(_) => StatusCode::UNPROCESSABLE_ENTITY,
     };

@@ -149,7 +149,11 @@ impl Held {
             Err(why) => return self.came(Outcome::Refused(why), now),
         };
         let Some(mirror) = mirror.cloned() else {
-            return self.came(Outcome::Waits(Refusal::NotMirroring.to_string()), now);
+            let why = match wish {
+                Wish::Resync => Refusal::NotRunning,
+                Wish::Verify | Wish::Sync(_) => Refusal::NotMirroring,
+            };
+            return self.came(Outcome::Waits(why.to_string()), now);
         };
         let (answered, answer) = oneshot::channel();
         let task = tokio::spawn(async move {
@@ -248,7 +252,7 @@ impl Wish {
         };
         match answered {
             Ok(result) => Outcome::Done(result),
-            Err(refusal @ (Refusal::NotMirroring | Refusal::Copying(_))) => {
+            Err(refusal @ (Refusal::NotMirroring | Refusal::NotRunning | Refusal::Copying(_))) => {
                 Outcome::Waits(refusal.to_string())
             }
             Err(refusal) => Outcome::Refused(refusal.to_string()),

@@ -11,7 +11,8 @@
 //! | act         | no                  | the registry's listing (`runner::slot`)          |
 //! | report      | yes, for the status | when to come back                                |
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use kube::core::DeserializeGuard;
@@ -66,6 +67,28 @@ pub struct Context {
     pub mirrors: Mirrors,
     /// The Secrets' metadata as last seen.
     pub secrets: SecretVersions,
+    /// What becomes of the targets of resources that were deleted, as their last state says.
+    pub ends: Ends,
+}
+
+/// The databases to be deleted, by mirror. Never held across an await.
+#[derive(Default)]
+pub struct Ends(Mutex<HashMap<MirrorKey, Option<String>>>);
+
+impl Ends {
+    /// A resource was deleted.
+    pub fn note(&self, mirror: &DeserializeGuard<MongoMirror>) {
+        if let Ok(mirror) = &mirror.0 {
+            let key = MirrorKey::new(mirror.namespace().unwrap_or_default(), mirror.name_any());
+            let mut ends = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            ends.insert(key, confirmed(mirror));
+        }
+    }
+
+    fn take(&self, key: &MirrorKey) -> Option<Option<String>> {
+        let mut ends = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        ends.remove(key)
+    }
 }
 
 /// Keeps one resource's mirror.
@@ -85,8 +108,8 @@ struct Identity {
     uid: String,
     generation: i64,
     wishes: Wishes,
-    /// What becomes of the target when the resource is gone.
-    end: End,
+    /// The target database that is to be deleted with the resource.
+    deletes: Option<String>,
     status: MongoMirrorStatus,
 }
 
@@ -138,8 +161,13 @@ impl Keeper {
             if reconcile_at <= Instant::now() {
                 let wait = match self.reconcile(&stop).await {
                     Ok(Found::Gone) => {
+                        let key = self.slot.key().clone();
                         tokio::select! {
-                            () = stop.cancelled() => {}
+                            () = stop.cancelled() => tracing::warn!(
+                                mirror = %key,
+                                "the operator ends before the target was left as it should be: see \
+                                 docs/troubleshooting.md"
+                            ),
                             () = self.end() => {}
                         }
                         return;
@@ -207,7 +235,7 @@ impl Keeper {
             uid: meta.uid.clone().unwrap_or_default(),
             generation: meta.generation.unwrap_or_default(),
             wishes: asked::wishes(meta.annotations.as_ref()),
-            end: object.0.as_ref().map_or(End::Arm, end_of),
+            deletes: object.0.as_ref().ok().and_then(confirmed),
             status: object
                 .0
                 .as_ref()
@@ -270,9 +298,16 @@ impl Keeper {
     /// time; the same resource applied again is looked at when it is over.
     async fn end(self) {
         let config = self.slot.config().cloned();
-        let end = self.resource.map_or(End::Arm, |resource| resource.end);
+        // A watch that was lost tells of no deletion; what was last seen decides then.
+        let seen = self.resource.and_then(|resource| resource.deletes);
+        let deletes = self.context.ends.take(self.slot.key()).unwrap_or(seen);
         self.slot.close().await;
         if let Some(config) = config {
+            // What was mirrored last may be another database than what the spec says now.
+            let end = match deletes {
+                Some(name) if name == config.target.database => End::Delete,
+                _ => End::Arm,
+            };
             runner::finish(config, end).await;
         }
     }
@@ -313,16 +348,14 @@ impl Keeper {
     }
 }
 
-/// What becomes of the target: it is deleted only if both the spec and an annotation say so.
-fn end_of(mirror: &MongoMirror) -> End {
-    let confirmed = mirror
-        .annotations()
-        .get(DELETE_TARGET)
-        .is_some_and(|name| *name == target_database(&mirror.spec));
-    match mirror.spec.deletion_policy {
-        DeletionPolicy::DeleteTarget if confirmed => End::Delete,
-        _ => End::Arm,
-    }
+/// The target database, if it is to be deleted with the resource: both the spec and an annotation say
+/// so.
+fn confirmed(mirror: &MongoMirror) -> Option<String> {
+    let target = target_database(&mirror.spec);
+    let named = mirror.annotations().get(DELETE_TARGET);
+    let is_confirmed = named.is_some_and(|name| name.trim() == target);
+    let is_asked = mirror.spec.deletion_policy == DeletionPolicy::DeleteTarget;
+    (is_asked && is_confirmed).then_some(target)
 }
 
 /// Whether there is still something to keep.
@@ -378,7 +411,7 @@ mod tests {
             uid: "u".into(),
             generation: 1,
             wishes: Wishes::new(),
-            end: End::Arm,
+            deletes: None,
             status: MongoMirrorStatus::default(),
         }
     }

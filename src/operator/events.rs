@@ -9,6 +9,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder};
 
+use super::crash;
 use crate::reason::Reason;
 use crate::resource::MongoMirrorStatus;
 use crate::resource::status::{
@@ -39,6 +40,7 @@ pub async fn tell(
                     "an event could not be written"
                 );
             }
+            crash::written();
         }
     };
     if tokio::time::timeout(LIMIT, all).await.is_err() {

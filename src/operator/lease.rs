@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::crash;
 use crate::runner::readiness::Readiness;
 use crate::runner::words;
 
@@ -297,7 +298,9 @@ impl Election {
             spec: Some(spec),
         };
         let replace = PostParams::default();
-        in_time(self.leases.replace(&self.name, &replace, &lease)).await
+        let replaced = in_time(self.leases.replace(&self.name, &replace, &lease)).await;
+        crash::written();
+        replaced
     }
 }
 

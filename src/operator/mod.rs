@@ -16,6 +16,7 @@ mod asked;
 pub mod backoff;
 pub mod conditions;
 pub mod controller;
+mod crash;
 mod events;
 mod lease;
 pub mod publish;
@@ -44,7 +45,7 @@ use crate::resource::MongoMirror;
 use crate::runner::readiness::Readiness;
 use crate::runner::registry::{MirrorKey, Registry};
 use crate::runner::words;
-use controller::{Context, Keeper};
+use controller::{Context, Ends, Keeper};
 use lease::Election;
 
 /// Watches are reopened this often, so a connection that died silently is found within this time.
@@ -167,6 +168,7 @@ impl Operator {
                 shutdown,
                 mirrors: mirrors_reader,
                 secrets: secrets_reader,
+                ends: Ends::default(),
             }),
             mirrors,
             secrets,
@@ -234,6 +236,9 @@ impl Operator {
         stop: &CancellationToken,
     ) {
         self.mirrors.apply_watcher_event(&event);
+        if let Event::Delete(mirror) = &event {
+            self.context.ends.note(mirror);
+        }
         match event {
             Event::Apply(mirror) | Event::Delete(mirror) => self.nudge(key_of(&mirror), stop),
             Event::InitDone => self.nudge_all(stop),

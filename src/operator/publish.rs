@@ -15,7 +15,7 @@ use thiserror::Error;
 use tokio::time::Instant;
 
 use super::backoff::Backoff;
-use super::events;
+use super::{crash, events};
 use crate::resource::status::{Condition, ConditionStatus};
 use crate::resource::{MongoMirror, MongoMirrorStatus};
 use crate::runner::registry::MirrorKey;
@@ -124,6 +124,7 @@ impl Publisher {
         }
         match self.write(&status).await {
             Ok(()) => {
+                crash::written();
                 self.backoff.succeeded();
                 self.not_before = None;
                 let before = std::mem::replace(&mut self.written, status);

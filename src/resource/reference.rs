@@ -102,6 +102,10 @@ fn write_annotations(page: &mut String) {
         let name = format!("{}/{}", MongoMirror::group(&()), kind.annotation());
         *page += &row(&[&code(&name), &value, about]);
     }
+    let name = format!("{}/delete-target", MongoMirror::group(&()));
+    let about =
+        "Confirms `spec.deletionPolicy: DeleteTarget`; nothing is done before the deletion.";
+    *page += &row(&[&code(&name), "the target database's name", about]);
 }
 
 /// What `kubectl get` shows, and what it can select by.

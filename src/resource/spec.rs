@@ -31,7 +31,8 @@ use super::status::MongoMirrorStatus;
     doc = "A MongoMirror keeps a second MongoDB database (the target) exactly equal to a first one \
            (the source), live. It copies the source once, then follows its change stream, so that \
            the target is, at every moment, exactly what the source was at a known cluster time. \
-           Deleting a MongoMirror stops the mirror and leaves the target's data alone.",
+           Deleting a MongoMirror stops the mirror and leaves the target's data alone, unless \
+           `deletionPolicy` and an annotation say otherwise.",
     printcolumn(
         name = "Enabled",
         type_ = "boolean",
@@ -145,6 +146,7 @@ pub struct MongoMirrorSpec {
     /// database. DeleteTarget: what the mirror has made on it is dropped, but only if the annotation
     /// `mongomirror.dev/delete-target` holds the target database's name, and an operator runs and
     /// reaches the target within half a minute; the deletion itself waits for nothing.
+    /// (`mongomirror run` always leaves the target.)
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
 }

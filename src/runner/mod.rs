@@ -30,7 +30,12 @@ use crate::reason::Reason;
 /// it. The mirror must have stopped.
 pub async fn finish(config: MirrorConfig, end: End) {
     match engine_finish::finish(&config, end).await {
-        Ok(()) if end == End::Delete => tracing::info!(
+        Ok(false) => tracing::info!(
+            mirror = %config.name,
+            database = config.target.database,
+            "ended for good: nothing on the target is this mirror's, it is left alone"
+        ),
+        Ok(true) if end == End::Delete => tracing::info!(
             mirror = %config.name,
             database = config.target.database,
             "ended for good: what it has made on the target is dropped"
@@ -42,7 +47,7 @@ pub async fn finish(config: MirrorConfig, end: End) {
             "the target could not be deleted: {error}; drop the database, and its document in \
              mongomirror.checkpoints"
         ),
-        Ok(()) => tracing::info!(
+        Ok(true) => tracing::info!(
             mirror = %config.name,
             "ended for good: the target is an ordinary database now"
         ),

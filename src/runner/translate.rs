@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::SystemTime;
 
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use thiserror::Error;
 
 use super::decide::Desired;
@@ -89,7 +91,7 @@ pub enum TranslateError {
     /// The value is no PEM of that kind.
     #[error(
         "the key \"{key}\" of the Secret \"{secret}\" does not hold {what} as PEM \
-         (-----BEGIN …-----)"
+         (-----BEGIN …-----), not encrypted"
     )]
     InvalidCertificate {
         /// What it shall hold.
@@ -328,13 +330,15 @@ impl Held<'_> {
     fn tls(&self, tls: &ValidTls) -> Result<Tls, TranslateError> {
         let ca = tls.ca.as_ref().map(|reference| {
             let what = "the authorities' certificates";
-            self.pem(&reference.name, &reference.key, what, "CERTIFICATE-----")
+            self.pem(&reference.name, &reference.key, what, has_certificates)
         });
         let certificate = tls.certificate.as_ref().map(|secret| {
             let what = "the mirror's certificate";
-            let mut both = self.pem(secret, CERTIFICATE, what, "CERTIFICATE-----")?;
+            let mut both = self.pem(secret, CERTIFICATE, what, has_certificates)?;
             let what = "the certificate's key";
-            let key = self.pem(secret, CERTIFICATE_KEY, what, "PRIVATE KEY-----")?;
+            let key = self.pem(secret, CERTIFICATE_KEY, what, |pem| {
+                PrivateKeyDer::from_pem_slice(pem).is_ok()
+            })?;
             both.push(b'\n');
             both.extend(key);
             Ok::<_, TranslateError>(both)
@@ -351,14 +355,10 @@ impl Held<'_> {
         secret: &str,
         key: &str,
         what: &'static str,
-        kind: &str,
+        is_pem: fn(&[u8]) -> bool,
     ) -> Result<Vec<u8>, TranslateError> {
         let value = self.value(secret, key, what)?;
-        let is_it = std::str::from_utf8(value).is_ok_and(|text| {
-            text.lines()
-                .any(|line| line.starts_with("-----BEGIN ") && line.trim_end().ends_with(kind))
-        });
-        if !is_it {
+        if !is_pem(value) {
             return Err(TranslateError::InvalidCertificate {
                 what,
                 secret: secret.to_owned(),
@@ -367,6 +367,11 @@ impl Held<'_> {
         }
         Ok(value.to_vec())
     }
+}
+
+fn has_certificates(pem: &[u8]) -> bool {
+    let mut all = CertificateDer::pem_slice_iter(pem).peekable();
+    all.peek().is_some() && all.all(|one| one.is_ok())
 }
 
 #[cfg(test)]

@@ -232,7 +232,8 @@ impl Cluster {
     pub async fn operator_that_fails(&self, environment: &[(&str, String)]) -> String {
         let log = self.folder.path().join("fails.log");
         let operator = Operator::start(&self.kubeconfig, log, free_port(), &[], environment);
-        let status = operator.process.wait().await.expect("its end");
+        let ended = tokio::time::timeout(super::PATIENCE, operator.process.wait());
+        let status = ended.await.expect("it does not end").expect("its end");
         assert!(!status.success(), "{status}");
         operator.log()
     }
@@ -294,6 +295,22 @@ impl Cluster {
             let now = self.kubectl(&get).await;
             panic!("{mirror} has no {path}={value}: {}\n{now}", output.stderr);
         }
+    }
+
+    /// Waits until a field of a mirror has this value; false if the operator dies before.
+    pub async fn reaches(&self, mirror: &str, path: &str, value: &str) -> bool {
+        let what = format!("{mirror} has {path}={value}, or the operator is dead");
+        super::eventually(&what, async || {
+            let is_dead = self
+                .operator
+                .as_ref()
+                .is_none_or(|it| !matches!(it.process.ended(), Ok(None)));
+            match self.field(mirror, path).await {
+                now if now == value => Some(true),
+                _ => is_dead.then_some(false),
+            }
+        })
+        .await
     }
 
     /// One field of a mirror.

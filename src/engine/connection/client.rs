@@ -22,8 +22,8 @@ const POOL: u32 = 24;
 /// New connections at a time; the default of 2 makes a cold start crawl (`facts` rust B2).
 const CONNECTING: u32 = 8;
 
-/// The source database, to be read from the members that the mirror is told to. What must be the
-/// newest (commands, and reads without a time of their own) goes to the primary nevertheless.
+/// The source database, to be read from the members that the mirror is told to. Commands go to the
+/// primary nevertheless, as do reads of what is there now.
 pub fn readable(client: &Client, config: &MirrorConfig) -> Database {
     let preference = match config.read_from {
         ReadFrom::Primary => return client.database(&config.source.database),

@@ -125,7 +125,10 @@ impl Lane {
                 range.last = Some(written.last);
                 range.documents += written.documents;
                 range.bytes += written.bytes;
-                self.keep_pace(written.bytes).await;
+                if job.way != Way::InOrder {
+                    // That has to be faster than the collection rolls over.
+                    self.keep_pace(written.bytes).await;
+                }
             }
             self.tell(job, range);
             if self.stop.is_cancelled() {

@@ -65,7 +65,7 @@ pub struct Held {
     pub taken: Instant,
     /// The collections with data that are wholly on the target.
     pub collections: Vec<HeldCollection>,
-    /// Names of what takes no part although it is selected.
+    /// Names of what takes no part although it is selected, or not yet.
     pub left_out: Vec<String>,
 }
 
@@ -183,6 +183,8 @@ impl Owner<'_> {
                 entry: collection.entry.clone(),
             })
             .collect();
+        let copied = self.plan.catalog.alive();
+        let copied = copied.filter(|(index, _)| self.plan.ranges.contains_key(index));
         let held = Held {
             at: self.position.time,
             target_at,
@@ -193,6 +195,7 @@ impl Owner<'_> {
                 .catalog
                 .left_out()
                 .map(|left_out| left_out.name.clone())
+                .chain(copied.map(|(_, it)| it.entry.public_name().to_owned()))
                 .collect(),
         };
         // Whoever asked may be gone.

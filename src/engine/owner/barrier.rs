@@ -287,7 +287,10 @@ impl Owner<'_> {
         changes.remove(ddl::MIXED_SCHEMA);
         let Some(collection) = self.known(event) else {
             let is_face = changes.get_str("viewOn").is_ok_and(is_buckets);
-            let is_view = event.uuid.is_none() && !is_face && self.takes_part(event.collection);
+            // A collection of that name came later, and was taken as it is now.
+            let is_later = self.plan.catalog.by_name(event.collection).is_some();
+            let is_view =
+                event.uuid.is_none() && !is_face && !is_later && self.takes_part(event.collection);
             // The collation of a view is told, but cannot be changed, not even to itself.
             let told = changes.into_iter();
             let changes: Document = told.filter(|(name, _)| name != "collation").collect();

@@ -22,7 +22,7 @@ impl Owner<'_> {
         let (uuid, is_anew) = match &mend {
             Mend::Collection(uuid) | Mend::Anew(uuid) => (Some(*uuid), true),
             Mend::Index(uuid, _) => (Some(*uuid), false),
-            Mend::View(_) | Mend::Drop(_) => (None, false),
+            Mend::Missing(..) | Mend::View(_) | Mend::Drop(_) => (None, false),
         };
         let collection = uuid.filter(|_| is_anew);
         let collection = collection.and_then(|uuid| self.plan.catalog.find(&uuid));
@@ -32,6 +32,11 @@ impl Owner<'_> {
             Mend::Anew(uuid) => match self.at_rest(uuid).await? {
                 Some(collection) => self.copy_anew(collection).await,
                 None => Ok(()),
+            },
+            Mend::Missing(uuid, name) => match self.plan.catalog.find(&uuid) {
+                // It came meanwhile.
+                Some(_) => Ok(()),
+                None => self.take(uuid, &name).await,
             },
             Mend::View(name) => self.mend_view(&name).await,
             Mend::Drop(name) => self.drop_stranger(&name).await,

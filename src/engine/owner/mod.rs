@@ -19,13 +19,12 @@ mod verifying;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
 
-use bson::{Bson, doc};
+use bson::doc;
 use mongodb::ClientSession;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 
 use super::apply::entity::CollectionIndex;
 use super::apply::gather::{Batch, Counts};
@@ -63,8 +62,8 @@ const PUBLISH: Duration = Duration::from_millis(200);
 /// What was synced is logged at most this often.
 const LOG: Duration = Duration::from_secs(10);
 
-/// Longest wait for the batch in hand when the mirror is to stop. A target that does not take it by
-/// then gets it again from the checkpoint.
+/// Longest wait for what is in hand when a run ends. A target that does not take it by then gets it
+/// again from the checkpoint.
 const FINISH: Duration = Duration::from_secs(10);
 
 /// Longest wait for connections to close: nothing depends on it.
@@ -101,9 +100,16 @@ pub struct Kept {
     /// Capped collections of which something was refused that a copy may well bring, and how often
     /// they were copied anew for that.
     copied_anew: HashMap<Uuid, u32>,
+    /// Somebody asked for both sides to be compared, and that is not over yet.
+    is_resyncing: bool,
 }
 
 impl Kept {
+    /// Both sides are compared because somebody asked for it.
+    pub fn resyncs(&mut self) {
+        self.is_resyncing = true;
+    }
+
     /// The target did not manage a batch.
     pub fn batch_failed(&mut self) {
         self.batch_size.failed();
@@ -342,22 +348,22 @@ impl<'a> Owner<'a> {
             budget,
             reports,
         ));
-        let showing = self.plan.state.clone().keep_showing();
-        let alive = AbortOnDropHandle::new(tokio::spawn(showing));
         let outcome = self.attend(stop, &mut stream).await;
         drop(stream);
-        drop(alive);
-        // It may have been cut off in the middle of one, which would hold up the next process.
-        self.plan.state.give_up_note().await;
-        // Leave nothing running that still writes: the next run must find a quiet target.
-        let stopped = self.stop_lanes(None).await;
+        drop(self.plan.showing.take());
         self.builds.abort_all();
         self.verifications.abort_all();
         self.syncs.abort_all();
-        let finished = match outcome {
-            Ok(end) => self.finish_in_time().await.and(stopped).map(|()| end),
-            Err(error) => Err(error),
+        let finished = match tokio::time::timeout(FINISH, self.settle(outcome)).await {
+            Ok(finished) => finished,
+            Err(_) => Err(Error::Timeout {
+                side: Side::Target,
+                doing: "finish what is in hand",
+                after: FINISH,
+            }),
         };
+        // As after a kill: what they have open is ended by the next process.
+        self.lanes.abort_all();
         if matches!(finished, Ok(End::Stopped)) {
             self.let_go().await;
         }
@@ -370,7 +376,7 @@ impl<'a> Owner<'a> {
 
     /// Whoever comes next need not wait to see whether this one still works.
     async fn let_go(&self) {
-        let set = doc! {"holder": Bson::Null};
+        let set = doc! {"released": true};
         let noted = self
             .plan
             .state
@@ -439,6 +445,10 @@ impl<'a> Owner<'a> {
                 report = stream.recv(), if self.reply.is_none() => self.stream_reported(report)?,
                 Some(ask) = self.asks.1.recv(), if can_ask => self.asked(ask),
                 Some(request) = self.requests.recv(), if can_request => match request {
+                    // It is under way: whoever asks meanwhile gets what they want.
+                    Request::Resync { done } if self.kept.is_resyncing && !self.is_copied() => {
+                        let _ = done.send(Ok(()));
+                    }
                     Request::Resync { done } => return Ok(End::Resync(done)),
                     request => self.requested(request),
                 },
@@ -495,15 +505,15 @@ impl<'a> Owner<'a> {
         }
     }
 
-    /// As [`Self::finish`], but a target that does not answer is not waited for.
-    async fn finish_in_time(&mut self) -> Result<()> {
-        let late = Error::Timeout {
-            side: Side::Target,
-            doing: "finish the batch in hand",
-            after: FINISH,
-        };
-        let finished = tokio::time::timeout(FINISH, self.finish()).await;
-        finished.unwrap_or(Err(late))
+    /// Ends what is under way.
+    async fn settle(&mut self, outcome: Result<End>) -> Result<End> {
+        // It may have been cut off in the middle of one, which would hold up the next process.
+        self.plan.state.give_up_note().await;
+        // Leave nothing running that still writes: the next run must find a quiet target.
+        let stopped = self.stop_lanes(None).await;
+        let end = outcome?;
+        self.finish().await.and(stopped)?;
+        Ok(end)
     }
 
     /// Writes what is gathered; the last thing before the mirror ends.

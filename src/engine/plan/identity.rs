@@ -38,7 +38,7 @@ impl Rival {
         let (Some(own), Some(holder)) = (&config.holder, &before.holder) else {
             return Ok(());
         };
-        if own == holder {
+        if own == holder || before.released {
             return Ok(());
         }
         let was_seen = matches!(self, Self::Seen(..));
@@ -79,12 +79,13 @@ impl Identity<'_> {
     /// As the checkpoint has it. Another selection is noted when what it means is done.
     pub(super) fn document(&self, before: Option<&Checkpoint>) -> Document {
         let selection = match before {
-            Some(before) if self.reselects(Some(before)) => before.selection.clone(),
+            Some(before) if before.position.is_some() => before.selection.clone(),
             _ => self.config.selection.fingerprint(),
         };
         doc! {
             "mirror": &self.config.name,
             "holder": &self.config.holder,
+            "released": false,
             "source": &self.source,
             "database": &self.config.source.database,
             "selection": selection,

@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use bson::{Bson, DateTime, doc};
 use mongodb::{ClientSession, Database};
 use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::engine::apply::ddl;
 use crate::engine::apply::entity::CollectionIndex;
@@ -40,7 +41,7 @@ use crate::engine::writes::Write;
 
 pub use identity::Rival;
 use identity::{Identity, is_same_deployment, reach, refuse_unless_empty};
-use origins::{origins, refuse_ring};
+use origins::refuse_ring;
 pub use taking::{name_as_uuid, ranges_between};
 
 /// Databases of the server's own, and ours.
@@ -87,6 +88,8 @@ pub struct Planned {
     pub verified: Option<VerificationResult>,
     /// Whether the source is known by its replica set's id, and not only by name.
     pub source_is_certain: bool,
+    /// Shows others that this process works.
+    pub showing: Option<AbortOnDropHandle<()>>,
     /// Sessions to write with, one more than there are copy lanes.
     pub sessions: Vec<ClientSession>,
 }
@@ -128,7 +131,7 @@ pub async fn prepare(
         internal: flags.internal && config.limits.internal_delta,
     };
     let source_identity = source_server.identity();
-    let origins = origins(&source_client, &source_identity, config).await;
+    let origins = origins::origins(&source_client, &source_identity, config).await;
     refuse_ring(&origins, &target_server.identity(), config)?;
     let identity = Identity {
         config,
@@ -147,7 +150,7 @@ pub async fn prepare(
             if !is_own && known.rival == Rival::None {
                 known.rival = Rival::Unknown;
             }
-            if config.holder.is_some() && before.holder.is_none() {
+            if before.released {
                 // Whoever had it has let it go.
                 known.rival = Rival::None;
             }
@@ -180,6 +183,12 @@ pub async fn prepare(
         )
         .await?;
     state.take_over(checkpoint.epoch, notes).await?;
+    // Planning can take long, too.
+    let showing = state.clone().keep_showing();
+    let showing = AbortOnDropHandle::new(tokio::spawn(showing));
+    // Of two that began at once, each sees the other only now.
+    let origins = origins::origins(&source_client, &identity.source, config).await;
+    refuse_ring(&origins, &target_server.identity(), config)?;
     let verified = state.load_verification().await?;
     let mut planned = Planned {
         source,
@@ -203,14 +212,18 @@ pub async fn prepare(
         in_command: false,
         figures: checkpoint.copy,
         verified,
+        showing: Some(showing),
         source_is_certain: identity.source.contains('/') && checkpoint.source.contains('/'),
         sessions,
     };
+    if reselects {
+        planned.begin_selection().await?;
+    }
     match checkpoint.position {
         Some(_)
             if known.compares() || checkpoint.resync || (reselects && checkpoint.in_command) =>
         {
-            let begun = checkpoint.in_command || checkpoint.resync || known.is_asked();
+            let begun = checkpoint.in_command || checkpoint.resync || known.is_asked() || reselects;
             planned.resync(config, begun).await?;
             planned.all_is_taken_anew().await?;
         }
@@ -220,14 +233,21 @@ pub async fn prepare(
             planned.ahead = Ahead::new(until, position.time);
             planned.in_command = checkpoint.in_command;
             planned.resume(config, position, reselects).await?;
-            match planned.joining(config, reselects).await? {
+            let joining = match reselects {
+                true => planned.joining(config).await?,
+                false => Some(Vec::new()),
+            };
+            match joining {
                 Some(joining) => {
+                    if reselects {
+                        planned.let_go_of_all(config).await?;
+                    }
                     planned.take_uncertain(config, checkpoint.armed).await?;
-                    planned.reselect(config, joining).await?;
+                    planned.take_in_all(config, joining).await?;
                 }
                 None => {
                     planned.forget();
-                    planned.resync(config, false).await?;
+                    planned.resync(config, true).await?;
                     planned.all_is_taken_anew().await?;
                 }
             }
@@ -241,6 +261,8 @@ pub async fn prepare(
         None => planned.start_afresh(config, &checkpoint.planned).await?,
     }
     if reselects {
+        planned.let_go_of_views(config).await?;
+        planned.look_for_strangers(config).await?;
         planned.note_selection(config).await?;
     }
     // Lanes of an earlier process could note something until the ranges were ours.
@@ -271,13 +293,14 @@ impl Planned {
         let listed = catalog::list(&self.source, Side::Source).await?;
         if !self.in_command {
             let is_on_source = |name: &str| listed.iter().any(|listed| listed.name == name);
-            // Others may be left from an earlier selection.
-            let takes_part = |name: &str| !reselects && selects(config, name);
             let collections = there.iter().filter(|there| there.is_data());
             let names = collections.map(|there| there.name.clone());
-            let names = names.filter(|name| takes_part(name));
+            // Others may be left from an earlier selection.
+            let names = names.filter(|name| selects(config, name));
             // What the source does not have is a stranger's, and is not missed in the catalog.
             let (ours, strangers): (Vec<_>, Vec<_>) = names.partition(|name| is_on_source(name));
+            // What came into the selection, too.
+            let ours = if reselects { Vec::new() } else { ours };
             refuse_gaps(&catalog, &ranges, &ours)?;
             self.has_strangers = strangers
                 .iter()
@@ -315,10 +338,7 @@ impl Planned {
         for listed in &listed {
             self.note_left_out(config, listed);
         }
-        if reselects {
-            return Ok(());
-        }
-        self.refuse_another_source(config, &listed)
+        self.refuse_another_source(&listed, |name| reselects || selects(config, name), config)
     }
 
     /// What the copy of a capped collection may have seen beyond the position is not remembered.
@@ -371,10 +391,15 @@ impl Planned {
 
     /// A replica set that is known by name only may have been made anew: if nothing of what was
     /// mirrored exists there any more, but other collections do, it is not the one.
-    fn refuse_another_source(&self, config: &MirrorConfig, listed: &[Listed]) -> Result<()> {
+    fn refuse_another_source(
+        &self,
+        listed: &[Listed],
+        takes_part: impl Fn(&str) -> bool,
+        config: &MirrorConfig,
+    ) -> Result<()> {
         let there: Vec<&Uuid> = listed
             .iter()
-            .filter(|listed| selects(config, &listed.name))
+            .filter(|listed| takes_part(&listed.name))
             .filter_map(|listed| listed.uuid.as_ref())
             .collect();
         let nothing_known = !there.iter().any(|uuid| self.catalog.find(uuid).is_some());

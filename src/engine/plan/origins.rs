@@ -11,6 +11,9 @@ use crate::engine::config::MirrorConfig;
 use crate::engine::error::{Error, Result};
 use crate::engine::state::{Origin, StateStore};
 
+/// Steps that are looked up.
+const MOST: usize = 32;
+
 impl Origin {
     /// Only what is known by its replica set's id is surely the same: names are chosen freely.
     fn is_certainly(&self, other: &Self) -> bool {
@@ -24,29 +27,41 @@ impl Origin {
 }
 
 /// Where the source's content comes from: the source itself first. What may not be read is not
-/// known.
+/// known. Within one deployment each step is looked up, as mirrors may have begun in any order;
+/// beyond it counts what the last one has noted.
 pub(super) async fn origins(client: &Client, source: &str, config: &MirrorConfig) -> Vec<Origin> {
     let mut origins = vec![Origin {
         server: source.to_owned(),
         database: config.source.database.clone(),
     }];
-    match StateStore::new(client, &config.source.database)
-        .load()
-        .await
-    {
-        // A mirror that has ended for good writes nothing any more.
-        Ok(Some(before)) if !before.armed => {
-            if before.origins.is_empty() {
-                origins.push(Origin {
-                    server: before.source,
-                    database: before.database,
-                });
+    for _ in 0..MOST {
+        // Invariant: there is the source at least.
+        let Some(last) = origins.last().filter(|last| last.server == source) else {
+            break;
+        };
+        let before = match StateStore::new(client, &last.database).load().await {
+            // A mirror that has ended for good writes nothing any more.
+            Ok(before) => before.filter(|before| !before.armed),
+            Err(error) => {
+                tracing::debug!(mirror = %config.name, "whether the source is a mirror's target: {error}");
+                None
             }
-            origins.extend(before.origins);
+        };
+        let Some(before) = before else {
+            break;
+        };
+        let next = Origin {
+            server: before.source,
+            database: before.database,
+        };
+        if origins.contains(&next) {
+            break;
         }
-        Ok(_) => {}
-        Err(error) => {
-            tracing::debug!(mirror = %config.name, "whether the source is a mirror's target: {error}");
+        let is_here = next.server == source;
+        origins.push(next);
+        if !is_here {
+            origins.extend(before.origins.into_iter().skip(1));
+            break;
         }
     }
     origins

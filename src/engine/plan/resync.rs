@@ -1,4 +1,5 @@
-//! A copy over what the target already holds: after lost history, only what differs is written.
+//! A copy over what the target already holds, as after lost history or on request: only what differs
+//! is written.
 //!
 //! It is the ordinary copy but for two things. Collections that are still the same ones keep their
 //! data, and their ranges are compared instead of copied over; everything else is dropped and
@@ -9,6 +10,7 @@ use std::collections::HashMap;
 
 use bson::{DateTime, doc};
 
+use super::reselect::is_compared;
 use super::{Planned, selects};
 use crate::engine::apply::ddl;
 use crate::engine::bson::definition::Definition;
@@ -18,9 +20,15 @@ use crate::engine::catalog::{
 use crate::engine::config::{MirrorConfig, OnExistingData};
 use crate::engine::definitions::{Kept, keep};
 use crate::engine::error::{Result, Side};
-use crate::engine::state::{CatalogEntry, CopyFigures, Index, refuse_unknown};
+use crate::engine::state::{
+    CatalogEntry, CopyFigures, Index, RangeEntry, ranges_by_collection, refuse_unknown,
+};
 use crate::engine::stream::event::Uuid;
 use crate::engine::writes::Write;
+
+/// Scripts for `$where` and `$function`: a system collection that is not told from others' by its
+/// kind.
+const SCRIPTS: &str = "system.js";
 
 impl Planned {
     /// Plans the copy anew, over what the target holds. If something was begun that may have
@@ -34,13 +42,16 @@ impl Planned {
         let catalog = self.state.load_catalog().await?;
         let mut unknown = self.unknown(&catalog).await?;
         // Others are none of ours, or are left from another selection.
-        unknown.retain(|name| selects(config, name));
+        unknown.retain(|name| selects(config, name) && (begun || name != SCRIPTS));
         if let (false, Some(name)) = (begun, unknown.first()) {
             return refuse_unknown(name);
         }
         self.state
             .update(Write::AnnounceResync, self.epoch, doc! {"resync": true})
             .await?;
+        let ranges = ranges_by_collection(&catalog, self.state.load_ranges().await?);
+        // Before they are planned, they may be of collections that are noted no more.
+        let ranges = ranges.unwrap_or_default();
         self.state.remove_all_ranges().await?;
         self.figures = CopyFigures {
             started_at: Some(DateTime::now()),
@@ -53,7 +64,9 @@ impl Planned {
                 ddl::drop(&self.target, &name).await?;
             }
         }
-        let mut known = self.forget_what_is_gone(config, &listed, catalog).await?;
+        let mut known = self
+            .forget_what_is_gone(config, &listed, catalog, &ranges)
+            .await?;
         let there: HashMap<String, Listed> = catalog::list(&self.target.db, Side::Target)
             .await?
             .into_iter()
@@ -114,6 +127,7 @@ impl Planned {
         config: &MirrorConfig,
         listed: &[Listed],
         catalog: Vec<CatalogEntry>,
+        ranges: &HashMap<Uuid, Vec<RangeEntry>>,
     ) -> Result<HashMap<Uuid, CatalogEntry>> {
         let mut known = HashMap::new();
         for entry in catalog {
@@ -128,7 +142,8 @@ impl Planned {
                 continue;
             }
             if entry.left_out.is_none() && !selects(config, &entry.name) {
-                self.let_go(config, &entry).await?;
+                let is_compared = is_compared(ranges.get(&entry.uuid));
+                self.let_go(config, &entry, is_compared).await?;
                 continue;
             }
             if entry.left_out.is_none() {
@@ -141,7 +156,7 @@ impl Planned {
             let is_there = listed
                 .iter()
                 .any(|listed| listed.name == there.name && listed.kind == there.kind);
-            if there.kind == "view" && !is_there {
+            if there.kind == "view" && !is_there && selects(config, &there.name) {
                 ddl::drop(&self.target, &there.name).await?;
             }
         }
@@ -154,7 +169,8 @@ impl Planned {
         let there = catalog::list(&self.target.db, Side::Target).await?;
         // Time series are noted as their buckets.
         let known = |there: &Listed| catalog.iter().any(|it| it.public_name() == there.name);
-        let is_one = |there: &Listed| there.is_data() || there.kind == "timeseries";
+        let is_one =
+            |there: &Listed| there.is_data() || there.kind == "timeseries" || there.name == SCRIPTS;
         let unknown = there.into_iter().filter(|it| is_one(it) && !known(it));
         Ok(unknown.map(|there| there.name).collect())
     }

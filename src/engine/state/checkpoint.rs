@@ -30,6 +30,8 @@ pub struct Checkpoint {
     pub source: String,
     /// The source database.
     pub database: String,
+    /// It has let the target go, and writes nothing any more.
+    pub released: bool,
     /// Where the source's content comes from, the source itself first.
     pub origins: Vec<Origin>,
     /// The selection's fingerprint.
@@ -195,7 +197,8 @@ impl StateStore {
             "writeConcern": {"w": "majority"},
         };
         let reply = self.commands.write(Write::ClearCatalog, delete).await?;
-        fenced_unless(number(&reply, "n") == 1, epoch)
+        fenced_unless(number(&reply, "n") == 1, epoch)?;
+        self.forget_verification().await
     }
 
     /// The command that moves the position, for a batch's transaction; must match one document.
@@ -344,6 +347,7 @@ fn parse_checkpoint(document: &Document) -> Result<Checkpoint> {
         holder: fields.optional("holder", |holder| holder.as_str().map(str::to_owned))?,
         source: fields.text("source")?,
         database: fields.text("database")?,
+        released: fields.optional("released", Bson::as_bool)?.unwrap_or(false),
         origins: fields.list("origins", parse_origin)?,
         selection: fields.text("selection")?,
         epoch: fields.required("epoch", integer)?,

@@ -13,6 +13,14 @@ use crate::engine::writes::Write;
 const VERIFICATIONS: &str = "verifications";
 
 impl StateStore {
+    /// There is no last one any more.
+    pub(super) async fn forget_verification(&self) -> Result<()> {
+        let own = doc! {"q": {"_id": &self.target}, "limit": 1};
+        let delete = doc! {"delete": VERIFICATIONS, "deletes": [own]};
+        self.commands.write(Write::PutVerification, delete).await?;
+        Ok(())
+    }
+
     /// Remembers the last comparison.
     ///
     /// # Errors

@@ -116,6 +116,14 @@ pub async fn read(
             Err(error) => error,
         };
         let ended = match error.code() {
+            _ if reader.source.selection_criteria().is_some()
+                && (is_lost(&error) || error.is_refused_token()) =>
+            {
+                // Other members know less or more than this one; the primary decides.
+                let name = reader.source.name().to_owned();
+                reader.source = reader.source.client().database(&name);
+                continue;
+            }
             Some(code::HISTORY_LOST | code::CAPPED_POSITION_LOST) => Some(Error::HistoryLost {
                 position: reader.position.time,
             }),
@@ -156,6 +164,13 @@ pub async fn read(
         }
         pause = (pause * 2).min(BACKOFF.1);
     }
+}
+
+fn is_lost(error: &Error) -> bool {
+    matches!(
+        error.code(),
+        Some(code::HISTORY_LOST | code::CAPPED_POSITION_LOST)
+    )
 }
 
 /// Opens the stream once, to find out whether the source lets us and shows the internal flags.
