@@ -62,7 +62,7 @@ async fn a_target_is_taken_from_one_that_no_longer_works() {
     let checkpoints = client
         .database("mongomirror")
         .collection::<Document>("checkpoints");
-    let held = doc! {"$set": {"holder": "uid-1"}};
+    let held = doc! {"$set": {"holder": "uid-1", "released": false}};
     checkpoints.update_one(doc! {}, held).await.unwrap();
     fill(&shop, "orders", 1000, 10).await;
     config.holder = Some("uid-2".into());

@@ -250,18 +250,14 @@ async fn a_target_is_deleted_only_if_the_spec_and_an_annotation_say_so() {
             cluster
                 .kubectl(&["annotate", "mongomirror", name, &annotation])
                 .await;
-            // Whatever is seen later than the annotation comes behind it.
-            patch(&cluster, name, r#"{"spec": {"onHistoryLost": "Stop"}}"#).await;
-            observed(&cluster, name).await;
         }
         cluster.kubectl(&["delete", "mongomirror", name]).await;
         let target = client.database(&format!("{name}_backup"));
         eventually("it has ended", async || {
             let log = cluster.log();
-            let of_this = log
-                .lines()
-                .any(|line| line.contains("ended for good") && line.contains(name));
-            of_this.then_some(())
+            let of_this = format!("default/{name}");
+            let is_it = |line: &str| line.contains("ended for good") && line.contains(&of_this);
+            log.lines().any(is_it).then_some(())
         })
         .await;
         assert_eq!(!names(&target).await.is_empty(), stays, "{name}");
