@@ -273,3 +273,27 @@ async fn empty_timestamps_survive_the_crash_of_a_target() {
     let copy = target.client().await.unwrap().database("shop_backup");
     assert_equal(&db, &copy).await;
 }
+
+/// Writing to it would make it anew, with nothing of what it held.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collection_that_a_stranger_drops_while_nobody_mirrors_is_copied_again() {
+    let (set, client) = common::start(Version::V6_0_27).await;
+    let (shop, copy) = (client.database("shop"), client.database("shop_backup"));
+    common::fill(&shop, "orders", 0, 100).await;
+    common::fill(&shop, "items", 0, 100).await;
+    let config = common::config(&set.uri(), &set.uri(), "shop");
+    let mirror = MirrorHandle::start(config.clone());
+    mirroring(&mirror).await;
+    mirror.stop().await;
+    let orders = copy.collection::<Document>("orders");
+    orders.drop().await.unwrap();
+    common::fill(&shop, "orders", 1000, 10).await;
+    let mirror = MirrorHandle::start(config);
+    mirroring(&mirror).await;
+    let first = wait_for(&mirror, "a time", |now| now.consistent_at.is_some()).await;
+    assert_eq!(orders.count_documents(doc! {}).await.unwrap(), 110);
+    assert!(first.verification.last.is_some());
+    common::caught_up(&mirror, &client).await;
+    common::assert_equal(&shop, &copy).await;
+    mirror.stop().await;
+}

@@ -39,8 +39,9 @@ const HEARD: Duration = Duration::from_secs(20);
 const SIGABRT: i32 = 6;
 
 /// Parts of the scenario, each begun by a new process, so that it can be said in which of them it
-/// dies: the copy, changes on the source, the end of the mirror and its return, a resync.
-const PHASES: usize = 4;
+/// dies: the copy, changes on the source, the end of the mirror and its return, a resync, another
+/// selection and back.
+const PHASES: usize = 5;
 
 /// In every case a process also dies here, so that a range is left half copied.
 const HALF_COPIED: &str = "0/CommitCopy:after:2";
@@ -308,6 +309,19 @@ async fn run_case(
     })
     .await;
     equal(&mut case, &db, &target, LAST + ROUNDS + 1).await;
+    case.end_phase().await;
+    case.restart();
+    let other = format!("  collections: {{exclude: [\"{HIDDEN}\", orders], onDeselected: Drop}}\n");
+    case.manifest.hold(&[&database], &other);
+    case.until("what is not selected is dropped", async || {
+        let names = target.list_collection_names().await.unwrap();
+        names.iter().all(|name| name != "orders")
+    })
+    .await;
+    change_documents(&db, &target, ROUNDS).await;
+    // It may still be under way.
+    hold(&case.manifest, Some(&database));
+    equal(&mut case, &db, &target, LAST + ROUNDS + 2).await;
     case.end_phase().await;
     let log = case.manifest.log();
     assert!(!log.contains("panicked"), "the mirror panicked");

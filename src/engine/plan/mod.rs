@@ -242,7 +242,8 @@ pub async fn prepare(
                     if reselects {
                         planned.let_go_of_all(config).await?;
                     }
-                    planned.take_uncertain(config, checkpoint.armed).await?;
+                    let armed = checkpoint.armed;
+                    planned.take_uncertain(config, armed, reselects).await?;
                     planned.take_in_all(config, joining).await?;
                 }
                 None => {
@@ -299,9 +300,11 @@ impl Planned {
             let names = names.filter(|name| selects(config, name));
             // What the source does not have is a stranger's, and is not missed in the catalog.
             let (ours, strangers): (Vec<_>, Vec<_>) = names.partition(|name| is_on_source(name));
-            // What came into the selection, too.
-            let ours = if reselects { Vec::new() } else { ours };
-            refuse_gaps(&catalog, &ranges, &ours)?;
+            // What an earlier process was about to let go, and what came into the selection, is
+            // taken anew.
+            if !reselects {
+                refuse_gaps(&catalog, &ranges, &ours)?;
+            }
             self.has_strangers = strangers
                 .iter()
                 .any(|name| catalog.iter().all(|entry| entry.name != *name));
@@ -350,18 +353,30 @@ impl Planned {
         }
     }
 
-    /// What may not be what the position says is copied again: everything that may have expired or
-    /// been evicted on a target that was armed, and capped collections that were written to when
-    /// the last process ended.
-    async fn take_uncertain(&mut self, config: &MirrorConfig, armed: bool) -> Result<()> {
+    /// What may not be what the position says is copied again: what an earlier process had begun to
+    /// make anew, what is gone from the target, everything that may have expired or been evicted on a
+    /// target that was armed, and capped collections that were written to when the last process ended.
+    async fn take_uncertain(
+        &mut self,
+        config: &MirrorConfig,
+        armed: bool,
+        reselects: bool,
+    ) -> Result<()> {
         let uncertain: Vec<(Uuid, String)> = self
             .catalog
             .alive()
             .filter(|(index, collection)| {
                 let entry = &collection.entry;
                 let written = self.outside.collections.contains(&entry.uuid);
-                let begun = self.in_command && !entry.copied && !self.ranges.contains_key(index);
-                begun || (armed && has_clock(entry)) || (written && entry.way() == Way::InOrder)
+                let begun = (self.in_command || reselects)
+                    && !entry.copied
+                    && !self.ranges.contains_key(index);
+                // A stranger dropped it; writing to it would make it anew, without all that it held.
+                let is_gone = !self.in_command && entry.copied && collection.guard.is_none();
+                begun
+                    || is_gone
+                    || (armed && has_clock(entry))
+                    || (written && entry.way() == Way::InOrder)
             })
             .map(|(_, collection)| (collection.entry.uuid, collection.entry.name.clone()))
             .collect();

@@ -119,18 +119,25 @@ impl Planned {
         let is_whole = entry.copied || is_compared;
         if config.on_deselected == OnDeselected::Drop || !is_whole {
             tracing::info!(mirror = %config.name, collection = name, "no longer selected: dropped");
+            // Noted before it is dropped: should it be selected again by then, it is taken anew.
+            let mut begun = entry.clone();
+            begun.begins_anew();
+            self.state.put_collection(&begun).await?;
             ddl::drop(&self.target, name).await?;
+            self.state.remove_collection(entry.uuid).await
         } else {
             tracing::info!(
                 mirror = %config.name,
                 collection = name,
                 "no longer selected: its copy stays as it is"
             );
+            // Nothing that is mirrored is armed.
+            self.state.remove_collection(entry.uuid).await?;
             if let Err(error) = arm_clocks(&self.target, entry).await {
                 tracing::warn!(mirror = %config.name, collection = name, "it cannot be armed: {error}");
             }
+            Ok(())
         }
-        self.state.remove_collection(entry.uuid).await
     }
 
     /// Views of the source that are no longer selected.
