@@ -8,8 +8,10 @@ use bson::{Document, doc};
 use common::faults::{has_problem, healed};
 use common::{assert_equal, caught_up, config, fill, mirroring, start, wait_for};
 use mongomirror::engine::config::{MirrorConfig, OnExistingData};
+use mongomirror::engine::request::Request;
 use mongomirror::runner::{self, End, MirrorHandle};
 use testbed::Version;
+use tokio::sync::oneshot;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_second_of_a_name_is_refused_as_long_as_the_first_works() {
@@ -26,6 +28,13 @@ async fn the_second_of_a_name_is_refused_as_long_as_the_first_works() {
     let refused = has_problem(&second, &["TargetBusy"]).await.problem.unwrap();
     assert!(refused.message.contains("uid-1"), "{}", refused.message);
     assert!(!refused.needs_human, "it may be a mirror that has ended");
+    // Who asks it for something does not make it look too soon.
+    let (done, _answer) = oneshot::channel();
+    second
+        .requests()
+        .send(Request::Resync { done })
+        .await
+        .unwrap();
     // An idle one shows that it works, too.
     let still = wait_for(&second, "it is sure", |now| {
         now.problem

@@ -64,6 +64,14 @@ pub async fn finish(config: &MirrorConfig, end: End) -> Result<bool> {
     }))
 }
 
+/// A target that was taken over.
+struct Taken {
+    state: StateStore,
+    epoch: i64,
+    target: Commands,
+    before: Checkpoint,
+}
+
 /// Takes the mirror over, so that nobody else writes any more, and says what is about to be done:
 /// whoever goes on must find out, also if this is cut off. Nothing if it is not this mirror's.
 async fn take_over(
@@ -71,7 +79,7 @@ async fn take_over(
     client: &mongodb::Client,
     announced: Document,
     may: impl Fn(&Checkpoint) -> bool,
-) -> Result<Option<(StateStore, i64, Commands)>> {
+) -> Result<Option<Taken>> {
     let mut state = StateStore::new(client, &config.target.database);
     let is_ours = |found: &Checkpoint| is_ours(config, found) && may(found);
     let Some(checkpoint) = state.load().await?.filter(is_ours) else {
@@ -88,19 +96,36 @@ async fn take_over(
         side: Side::Target,
         db: client.database(&config.target.database),
     };
-    Ok(Some((state, epoch, target)))
+    Ok(Some(Taken {
+        state,
+        epoch,
+        target,
+        before: checkpoint,
+    }))
 }
 
 /// Drops all that is selected: the target is the mirror's alone. What was let go stays.
 async fn delete(config: &MirrorConfig, client: &mongodb::Client) -> Result<bool> {
     let resync = doc! {"resync": true};
     let is_held = |found: &Checkpoint| found.holder == config.holder;
-    let Some((state, epoch, target)) = take_over(config, client, resync, is_held).await? else {
+    let Some(taken) = take_over(config, client, resync, is_held).await? else {
         return Ok(false);
     };
+    let Taken {
+        state,
+        epoch,
+        target,
+        before,
+    } = taken;
+    // One that has not even planned yet has made nothing but what it has announced.
+    let is_its_own = before.position.is_some() || before.resync;
     let is_one = |name: &str| {
         let is_system = name.starts_with("system.") && name != "system.js";
-        !is_system && (config.selection.selects(name) || name == ddl::DROPPED)
+        let is_made = match is_its_own {
+            true => config.selection.selects(name),
+            false => before.planned.iter().any(|planned| planned == name),
+        };
+        !is_system && (is_made || name == ddl::DROPPED)
     };
     let mut there = catalog::list(&target.db, Side::Target).await?;
     // Views first: they may be of the others.
@@ -114,15 +139,16 @@ async fn delete(config: &MirrorConfig, client: &mongodb::Client) -> Result<bool>
 }
 
 async fn arm(config: &MirrorConfig, client: &mongodb::Client) -> Result<bool> {
-    let armed = doc! {"armed": true};
+    let armed = doc! {"armed": true, "ended": true};
     // Another one of this name may have it.
     let is_free = |found: &Checkpoint| {
         let holders = found.holder.as_ref().zip(config.holder.as_ref());
         holders.is_none_or(|(one, other)| one == other)
     };
-    let Some((state, _, target)) = take_over(config, client, armed, is_free).await? else {
+    let Some(taken) = take_over(config, client, armed, is_free).await? else {
         return Ok(false);
     };
+    let Taken { state, target, .. } = taken;
     let mut first = Ok(());
     let entries = state.load_catalog().await?;
     let mut entries: Vec<CatalogEntry> = entries

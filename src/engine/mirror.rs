@@ -178,8 +178,9 @@ async fn rest(
                     let is_first = !before.is_asked();
                     before.asked.push(done);
                     before.kept.resyncs();
-                    // Who asks again and again does not shorten every pause.
-                    if is_first {
+                    // Who asks again and again does not shorten every pause. And between two looks at
+                    // a rival must be time enough.
+                    if is_first && before.rival == Rival::None {
                         return Rested::Asked;
                     }
                 }

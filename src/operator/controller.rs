@@ -71,9 +71,9 @@ pub struct Context {
     pub ends: Ends,
 }
 
-/// The databases to be deleted, by mirror. Never held across an await.
+/// The uids of the resources, and the databases to be deleted with them, by mirror. Never held across an await.
 #[derive(Default)]
-pub struct Ends(Mutex<HashMap<MirrorKey, Option<String>>>);
+pub struct Ends(Mutex<HashMap<MirrorKey, (String, Option<String>)>>);
 
 impl Ends {
     /// A resource was deleted.
@@ -81,13 +81,16 @@ impl Ends {
         if let Ok(mirror) = &mirror.0 {
             let key = MirrorKey::new(mirror.namespace().unwrap_or_default(), mirror.name_any());
             let mut ends = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            ends.insert(key, confirmed(mirror));
+            let uid = mirror.uid().unwrap_or_default();
+            ends.insert(key, (uid, confirmed(mirror)));
         }
     }
 
-    fn take(&self, key: &MirrorKey) -> Option<Option<String>> {
+    /// Of this very resource, if its deletion was told.
+    fn take(&self, key: &MirrorKey, uid: &str) -> Option<Option<String>> {
         let mut ends = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        ends.remove(key)
+        let (of, end) = ends.remove(key)?;
+        (of == uid).then_some(end)
     }
 }
 
@@ -299,8 +302,10 @@ impl Keeper {
     async fn end(self) {
         let config = self.slot.config().cloned();
         // A watch that was lost tells of no deletion; what was last seen decides then.
-        let seen = self.resource.and_then(|resource| resource.deletes);
-        let deletes = self.context.ends.take(self.slot.key()).unwrap_or(seen);
+        let deletes = self.resource.and_then(|resource| {
+            let told = self.context.ends.take(self.slot.key(), &resource.uid);
+            told.unwrap_or(resource.deletes)
+        });
         self.slot.close().await;
         if let Some(config) = config {
             // What was mirrored last may be another database than what the spec says now.

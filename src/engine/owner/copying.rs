@@ -260,7 +260,11 @@ impl Owner<'_> {
             self.plan.state.remove_ranges(uuid).await?;
             self.note_figures().await?;
         }
-        if self.plan.ranges.is_empty() && self.plan.figures.completed_at.is_none() {
+        if !self.plan.ranges.is_empty() {
+            return Ok(());
+        }
+        self.kept.resynced();
+        if self.plan.figures.completed_at.is_none() {
             self.plan.figures.completed_at = Some(DateTime::now());
             self.note_figures().await?;
         }

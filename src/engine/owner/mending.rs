@@ -33,11 +33,7 @@ impl Owner<'_> {
                 Some(collection) => self.copy_anew(collection).await,
                 None => Ok(()),
             },
-            Mend::Missing(uuid, name) => match self.plan.catalog.find(&uuid) {
-                // It came meanwhile.
-                Some(_) => Ok(()),
-                None => self.take(uuid, &name).await,
-            },
+            Mend::Missing(uuid, name) => self.take_missing(uuid, &name).await,
             Mend::View(name) => self.mend_view(&name).await,
             Mend::Drop(name) => self.drop_stranger(&name).await,
         };
@@ -128,6 +124,18 @@ impl Owner<'_> {
         let known = known.clone();
         self.plan.state.put_collection(&known).await?;
         self.take(known.uuid, &known.name).await
+    }
+
+    /// If it still is what it was when it was missed.
+    async fn take_missing(&mut self, uuid: Uuid, name: &str) -> Result<()> {
+        let catalog = &self.plan.catalog;
+        if catalog.find(&uuid).is_some() || catalog.by_name(name).is_some() {
+            return Ok(());
+        }
+        match self.plan.look_up(uuid).await? {
+            Some((listed, _)) if listed.name == name => self.take(uuid, name).await,
+            _ => Ok(()),
+        }
     }
 
     async fn mend_view(&mut self, name: &str) -> Result<()> {

@@ -110,6 +110,10 @@ impl Kept {
         self.is_resyncing = true;
     }
 
+    fn resynced(&mut self) {
+        self.is_resyncing = false;
+    }
+
     /// The target did not manage a batch.
     pub fn batch_failed(&mut self) {
         self.batch_size.failed();
@@ -354,13 +358,16 @@ impl<'a> Owner<'a> {
         self.builds.abort_all();
         self.verifications.abort_all();
         self.syncs.abort_all();
-        let finished = match tokio::time::timeout(FINISH, self.settle(outcome)).await {
-            Ok(finished) => finished,
-            Err(_) => Err(Error::Timeout {
-                side: Side::Target,
-                doing: "finish what is in hand",
-                after: FINISH,
-            }),
+        let settled = tokio::time::timeout(FINISH, self.settle(outcome.is_ok())).await;
+        let settled = settled.unwrap_or(Err(Error::Timeout {
+            side: Side::Target,
+            doing: "finish what is in hand",
+            after: FINISH,
+        }));
+        let finished = match outcome {
+            Ok(End::Stopped) => settled.map(|()| End::Stopped),
+            // The checkpoint is where to begin anew from, or to start over.
+            outcome => outcome,
         };
         // As after a kill: what they have open is ended by the next process.
         self.lanes.abort_all();
@@ -505,15 +512,16 @@ impl<'a> Owner<'a> {
         }
     }
 
-    /// Ends what is under way.
-    async fn settle(&mut self, outcome: Result<End>) -> Result<End> {
+    /// Ends what is under way; with `finishes`, in order.
+    async fn settle(&mut self, finishes: bool) -> Result<()> {
         // It may have been cut off in the middle of one, which would hold up the next process.
         self.plan.state.give_up_note().await;
         // Leave nothing running that still writes: the next run must find a quiet target.
         let stopped = self.stop_lanes(None).await;
-        let end = outcome?;
-        self.finish().await.and(stopped)?;
-        Ok(end)
+        match finishes {
+            true => self.finish().await.and(stopped),
+            false => Ok(()),
+        }
     }
 
     /// Writes what is gathered; the last thing before the mirror ends.

@@ -86,6 +86,7 @@ impl Identity<'_> {
             "mirror": &self.config.name,
             "holder": &self.config.holder,
             "released": false,
+            "ended": false,
             "source": &self.source,
             "database": &self.config.source.database,
             "selection": selection,

@@ -225,7 +225,6 @@ pub async fn prepare(
         {
             let begun = checkpoint.in_command || checkpoint.resync || known.is_asked() || reselects;
             planned.resync(config, begun).await?;
-            planned.all_is_taken_anew().await?;
         }
         Some(position) => {
             // What was written outside of transactions may be ahead, too.
@@ -249,7 +248,6 @@ pub async fn prepare(
                 None => {
                     planned.forget();
                     planned.resync(config, true).await?;
-                    planned.all_is_taken_anew().await?;
                 }
             }
         }
@@ -372,7 +370,8 @@ impl Planned {
                     && !entry.copied
                     && !self.ranges.contains_key(index);
                 // A stranger dropped it; writing to it would make it anew, without all that it held.
-                let is_gone = !self.in_command && entry.copied && collection.guard.is_none();
+                // Or it has another name, within a command, which is met again: to no harm.
+                let is_gone = entry.copied && collection.guard.is_none();
                 begun
                     || is_gone
                     || (armed && has_clock(entry))
@@ -395,13 +394,6 @@ impl Planned {
                 .await?;
         }
         Ok(())
-    }
-
-    /// Nothing of what came before counts any more.
-    async fn all_is_taken_anew(&mut self) -> Result<()> {
-        self.outside = Outside::default();
-        let set = doc! {"armed": false, "outside": encode_outside(&self.outside)};
-        self.state.update(Write::Disarm, self.epoch, set).await
     }
 
     /// A replica set that is known by name only may have been made anew: if nothing of what was
@@ -486,12 +478,17 @@ impl Planned {
             time: t0,
             start: StartPoint::At(t0),
         };
+        // Nothing of what came before counts any more.
+        self.outside = Outside::default();
         let set = doc! {
             "position": encode_position(&self.position),
             "copy": encode_figures(&self.figures),
             "ahead": [],
             "planned": [],
             "resync": false,
+            "armed": false,
+            "inCommand": false,
+            "outside": encode_outside(&self.outside),
         };
         self.state
             .update(Write::CompletePlan, self.epoch, set)

@@ -41,7 +41,7 @@ pub(super) async fn origins(client: &Client, source: &str, config: &MirrorConfig
         };
         let before = match StateStore::new(client, &last.database).load().await {
             // A mirror that has ended for good writes nothing any more.
-            Ok(before) => before.filter(|before| !before.armed),
+            Ok(before) => before.filter(|before| !before.ended),
             Err(error) => {
                 tracing::debug!(mirror = %config.name, "whether the source is a mirror's target: {error}");
                 None

@@ -122,7 +122,7 @@ impl Planned {
             // Noted before it is dropped: should it be selected again by then, it is taken anew.
             let mut begun = entry.clone();
             begun.begins_anew();
-            self.state.put_collection(&begun).await?;
+            self.state.plan_collection(self.epoch, &begun, &[]).await?;
             ddl::drop(&self.target, name).await?;
             self.state.remove_collection(entry.uuid).await
         } else {

@@ -49,10 +49,10 @@ impl Planned {
         self.state
             .update(Write::AnnounceResync, self.epoch, doc! {"resync": true})
             .await?;
+        self.state.claim_ranges(self.epoch).await?;
         let ranges = ranges_by_collection(&catalog, self.state.load_ranges().await?);
         // Before they are planned, they may be of collections that are noted no more.
         let ranges = ranges.unwrap_or_default();
-        self.state.remove_all_ranges().await?;
         self.figures = CopyFigures {
             started_at: Some(DateTime::now()),
             ..CopyFigures::default()
@@ -67,6 +67,8 @@ impl Planned {
         let mut known = self
             .forget_what_is_gone(config, &listed, catalog, &ranges)
             .await?;
+        // Until here they tell what of the target was there before.
+        self.state.remove_all_ranges().await?;
         let there: HashMap<String, Listed> = catalog::list(&self.target.db, Side::Target)
             .await?
             .into_iter()

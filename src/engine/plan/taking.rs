@@ -192,7 +192,10 @@ impl Planned {
     }
 
     /// A collection of the source and its indexes, as of one moment, under whatever name it has.
-    pub(super) async fn look_up(&self, uuid: Uuid) -> Result<Option<(Listed, Vec<Document>)>> {
+    pub(in crate::engine) async fn look_up(
+        &self,
+        uuid: Uuid,
+    ) -> Result<Option<(Listed, Vec<Document>)>> {
         let mut before = None;
         loop {
             let listed = catalog::list(&self.source, Side::Source).await?;

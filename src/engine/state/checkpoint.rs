@@ -32,6 +32,8 @@ pub struct Checkpoint {
     pub database: String,
     /// It has let the target go, and writes nothing any more.
     pub released: bool,
+    /// It was ended for good, and no mirror has gone on since.
+    pub ended: bool,
     /// Where the source's content comes from, the source itself first.
     pub origins: Vec<Origin>,
     /// The selection's fingerprint.
@@ -122,7 +124,10 @@ impl StateStore {
         // Exactly what was looked at: of two that come at once, one gets a duplicate key or no
         // match, and looks again.
         let epoch = match before {
-            Some(before) => doc! {"epoch": before.epoch},
+            Some(before) => doc! {
+                "epoch": before.epoch,
+                "position": {"$exists": before.position.is_some()},
+            },
             None => doc! {"epoch": {"$exists": false}},
         };
         let mut filter = doc! {"_id": &self.target};
@@ -342,6 +347,7 @@ fn parse_checkpoint(document: &Document) -> Result<Checkpoint> {
         // Both are written at once, when the plan is complete.
         return Err(fields.damaged("position", "is missing"));
     }
+    let armed = fields.optional("armed", Bson::as_bool)?.unwrap_or(false);
     Ok(Checkpoint {
         mirror: fields.text("mirror")?,
         holder: fields.optional("holder", |holder| holder.as_str().map(str::to_owned))?,
@@ -353,7 +359,9 @@ fn parse_checkpoint(document: &Document) -> Result<Checkpoint> {
         epoch: fields.required("epoch", integer)?,
         position,
         ahead_until: parse_ahead(fields)?,
-        armed: fields.optional("armed", Bson::as_bool)?.unwrap_or(false),
+        armed,
+        // Early versions did not tell.
+        ended: fields.optional("ended", Bson::as_bool)?.unwrap_or(armed),
         outside: fields
             .inner("the checkpoint's outside", "outside")?
             .map_or_else(|| Ok(Outside::default()), parse_outside)?,
