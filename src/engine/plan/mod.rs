@@ -8,7 +8,7 @@ mod reselect;
 mod resync;
 mod taking;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bson::{Bson, DateTime, doc};
 use mongodb::{ClientSession, Database};
@@ -82,6 +82,8 @@ pub struct Planned {
     pub has_strangers: bool,
     /// An earlier process began a command, and this one has not met it yet.
     pub in_command: bool,
+    /// Collections that should be on the target, and are not.
+    missing: HashSet<Uuid>,
     /// The copy's figures.
     pub figures: CopyFigures,
     /// The last comparison of both sides, if there was one.
@@ -210,6 +212,7 @@ pub async fn prepare(
         quarantine: Vec::new(),
         has_strangers: false,
         in_command: false,
+        missing: HashSet::new(),
         figures: checkpoint.copy,
         verified,
         showing: Some(showing),
@@ -316,10 +319,17 @@ impl Planned {
             let ranges = ranges.remove(&entry.uuid);
             let name = entry.name.clone();
             let index = self.catalog.insert(entry);
-            self.catalog.get_mut(index).guard = there
+            let known = self.catalog.get_mut(index);
+            known.guard = there
                 .iter()
                 .find(|there| there.name == name)
                 .and_then(|there| there.uuid);
+            // Within a command it may have the name that the source gave it meanwhile.
+            let is_called_so = |it: &Listed| it.uuid == Some(known.entry.uuid) && it.name == name;
+            let may_be_elsewhere = self.in_command && !listed.iter().any(is_called_so);
+            if known.guard.is_none() && known.entry.copied && !may_be_elsewhere {
+                self.missing.insert(known.entry.uuid);
+            }
             if let Some(mut ranges) = ranges {
                 let way = self.catalog.get(index).entry.way();
                 if way == Way::InOrder {
@@ -370,8 +380,7 @@ impl Planned {
                     && !entry.copied
                     && !self.ranges.contains_key(index);
                 // A stranger dropped it; writing to it would make it anew, without all that it held.
-                // Or it has another name, within a command, which is met again: to no harm.
-                let is_gone = entry.copied && collection.guard.is_none();
+                let is_gone = self.missing.contains(&entry.uuid);
                 begun
                     || is_gone
                     || (armed && has_clock(entry))
