@@ -176,7 +176,8 @@ impl Owner<'_> {
 
     pub(super) fn requested(&mut self, request: Request) {
         match request {
-            Request::Verify { done } if self.progress.phase == Phase::Mirroring => {
+            // Not only in the phase Mirroring: for moments, documents are ahead of the position.
+            Request::Verify { done } if self.caught_up && self.is_copied() => {
                 // Who hung up is forgotten when the next one asks.
                 self.verify_waiting.retain(|waiting| !waiting.is_closed());
                 self.verify_waiting.push(done);
