@@ -185,7 +185,6 @@ async fn rotated_passwords_are_taken_up_at_once_and_without_another_copy() {
     stage.follows().await;
     stage.is_equal().await;
     assert_eq!(stage.cluster.field("shop", STARTED).await, started);
-    assert_eq!(stage.epoch().await, 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -244,7 +243,8 @@ async fn a_mirror_that_runs_goes_on_when_its_secret_goes_or_is_spoiled_and_says_
         stage.is_well().await;
         stage.follows().await;
     }
-    assert_eq!(stage.epoch().await, 1, "it was never started again");
+    let log = stage.cluster.log();
+    assert!(!log.contains("restarting the mirror"), "{log}");
 
     let list = "jsonpath={range .items[*]}{.type} {.reason}{\"\\n\"}{end}";
     let list = ["get", "events.events.k8s.io", "-o", list];
