@@ -9,7 +9,7 @@ use bson::{Bson, Document, doc};
 use futures::TryStreamExt;
 use mongodb::Database;
 
-use super::apply::ddl::DROPPED;
+use super::apply::ddl::{DROPPED, SCRIPTS};
 use super::apply::entity::CollectionIndex;
 use super::bson::definition::Definition;
 use super::command::{COMMAND_LIMIT, number, within};
@@ -115,7 +115,7 @@ pub fn unsupported(name: &str, options: &Document, possible: Possible) -> Option
         );
     }
     let entry = CatalogEntry::new([0; 16], name, options.clone(), Vec::new());
-    if entry.way() == Way::Loose && name != "system.js" && !name.starts_with(BUCKETS) {
+    if entry.way() == Way::Loose && name != SCRIPTS && !name.starts_with(BUCKETS) {
         return Some("system collections of this name belong to one server and are not mirrored");
     }
     if entry.way() != Way::Transactional && !possible.flags.internal {

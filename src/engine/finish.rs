@@ -120,7 +120,7 @@ async fn delete(config: &MirrorConfig, client: &mongodb::Client) -> Result<bool>
     // One that has not even planned yet has made nothing but what it has announced.
     let is_its_own = before.position.is_some() || before.resync;
     let is_one = |name: &str| {
-        let is_system = name.starts_with("system.") && name != "system.js";
+        let is_system = name.starts_with("system.") && name != ddl::SCRIPTS;
         let is_made = match is_its_own {
             true => config.selection.selects(name),
             false => before.planned.iter().any(|planned| planned == name),
@@ -181,9 +181,7 @@ fn tolerated(config: &MirrorConfig, outcome: Result<()>) -> Result<Result<()>> {
 }
 
 fn is_ours(config: &MirrorConfig, found: &Checkpoint) -> bool {
-    let is_held =
-        found.holder.is_some() && config.holder.is_some() && found.holder != config.holder;
-    found.mirror == config.name && found.database == config.source.database && !is_held
+    found.mirror == config.name && found.database == config.source.database
 }
 
 /// Caps, and what expires.

@@ -59,8 +59,7 @@ pub async fn run(
             Ok(End::Stopped) => break,
             Ok(End::Resync(done)) => {
                 tracing::info!(mirror = %config.name, "beginning anew over what the target holds, as asked");
-                before.asked.push(done);
-                before.kept.resyncs();
+                before.ask(done);
                 compares(publish);
                 continue;
             }
@@ -132,6 +131,11 @@ impl Before {
         !self.asked.is_empty()
     }
 
+    fn ask(&mut self, done: oneshot::Sender<Result<(), Refusal>>) {
+        self.asked.push(done);
+        self.kept.resyncs();
+    }
+
     fn learn(&mut self, config: &MirrorConfig, error: &Error) -> Again {
         if matches!(error, Error::Fenced { .. }) && self.rival == Rival::None {
             self.rival = Rival::Unknown;
@@ -176,8 +180,7 @@ async fn rest(
             Some(request) = requests.recv() => match request {
                 Request::Resync { done } => {
                     let is_first = !before.is_asked();
-                    before.asked.push(done);
-                    before.kept.resyncs();
+                    before.ask(done);
                     // Who asks again and again does not shorten every pause. And between two looks at
                     // a rival must be time enough.
                     if is_first && before.rival == Rival::None {

@@ -6,6 +6,7 @@ use bson::{RawBson, RawDocument, RawDocumentBuf, Timestamp, rawdoc};
 use futures::StreamExt;
 use mongodb::Database;
 use mongodb::error::ErrorKind;
+use mongodb::options::SelectionCriteria;
 use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
 
 use super::bson::encode::Encoder;
@@ -104,16 +105,10 @@ impl SnapshotFind<'_> {
     }
 
     async fn send(&self, side: Side, db: &Database) -> Result<RawBatchCursor, Error> {
-        let mut read = db
-            .run_raw_cursor_command(self.command())
-            .batch_size(self.batch_size);
         // Any member that has reached the time shows the same; what is there now, only the primary
         // knows.
-        if let (Some(members), Some(_)) = (db.selection_criteria(), self.at) {
-            read = read.selection_criteria(members.clone());
-        }
-        let cursor = read.batch();
-        within(side, "read documents", READ_LIMIT, cursor).await
+        let members = self.at.and(db.selection_criteria());
+        open(side, db, members, self.command(), self.batch_size).await
     }
 
     fn command(&self) -> RawDocumentBuf {
@@ -151,6 +146,24 @@ impl SnapshotFind<'_> {
         encoder.end(root);
         encoder.finish()
     }
+}
+
+/// Sends a read to these members; without any, to the primary.
+///
+/// # Errors
+/// What the exchange met.
+pub async fn open(
+    side: Side,
+    db: &Database,
+    members: Option<&SelectionCriteria>,
+    command: RawDocumentBuf,
+    batch_size: u32,
+) -> Result<RawBatchCursor> {
+    let mut read = db.run_raw_cursor_command(command).batch_size(batch_size);
+    if let Some(members) = members {
+        read = read.selection_criteria(members.clone());
+    }
+    within(side, "read documents", READ_LIMIT, read.batch()).await
 }
 
 /// The next batch of a read; `None` behind the last.

@@ -253,23 +253,18 @@ fn check_tls(field: &str, spec: Option<&TlsSpec>) -> Result<Option<ValidTls>, Sp
     let Some(spec) = spec else {
         return Ok(None);
     };
-    let ca = spec.ca_secret_ref.as_ref().map(|reference| {
+    let check = |which: &str, name: &str, key: &str| {
         let reference = SecretKeyRef {
-            name: reference.name.clone(),
-            key: reference.key.clone(),
+            name: name.to_owned(),
+            key: key.to_owned(),
         };
-        check_secret(&format!("{field}.caSecretRef"), &reference)
-    });
-    let certificate = spec
-        .client_certificate_secret_ref
-        .as_ref()
-        .map(|reference| {
-            let reference = SecretKeyRef {
-                name: reference.name.clone(),
-                key: CERTIFICATE.to_owned(),
-            };
-            check_secret(&format!("{field}.clientCertificateSecretRef"), &reference)
-        });
+        check_secret(&format!("{field}.{which}"), &reference)
+    };
+    let ca = spec.ca_secret_ref.as_ref();
+    let ca = ca.map(|it| check("caSecretRef", &it.name, &it.key));
+    let certificate = spec.client_certificate_secret_ref.as_ref();
+    let certificate =
+        certificate.map(|it| check("clientCertificateSecretRef", &it.name, CERTIFICATE));
     Ok(Some(ValidTls {
         ca: ca.transpose()?,
         certificate: certificate.transpose()?.map(|reference| reference.name),

@@ -11,8 +11,8 @@ use crate::engine::state::{BUCKETS, uuid_of};
 use crate::engine::stream::event::Uuid;
 use crate::engine::writes::Write;
 
-/// Scripts for `$where` and `$function`.
-const SCRIPTS: &str = "system.js";
+/// Scripts for `$where` and `$function`: the one system collection that nothing else brings along.
+pub const SCRIPTS: &str = "system.js";
 
 /// What they are called for the moment until they are dropped; after a crash in that moment, until
 /// they are dropped again.

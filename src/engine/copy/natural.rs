@@ -24,12 +24,12 @@ use crate::engine::apply::stepping::Steps;
 use crate::engine::bson::encode::Encoder;
 use crate::engine::bson::order::Value;
 use crate::engine::bson::scan::find;
-use crate::engine::command::{number, within};
+use crate::engine::command::number;
 use crate::engine::connection::probe::operation_time;
 use crate::engine::error::{Error, Result, Side, code};
 use crate::engine::position::ClusterTime;
 use crate::engine::quarantine::Refused;
-use crate::engine::snapshot::{Order, READ_LIMIT, ReadEnd, SnapshotFind, next};
+use crate::engine::snapshot::{Order, ReadEnd, SnapshotFind, next, open};
 use crate::engine::state::{BUCKETS, Way};
 use crate::engine::stream::event::Uuid;
 use crate::engine::writes::Write;
@@ -176,15 +176,9 @@ impl Lane {
             };
             return read.run(Side::Source, &self.source).await;
         }
-        let mut read = self
-            .source
-            .run_raw_cursor_command(natural_find(source_name, job, at))
-            .batch_size(job.batch_size);
-        if let Some(members) = self.source.selection_criteria() {
-            read = read.selection_criteria(members.clone());
-        }
-        let cursor = read.batch();
-        within(Side::Source, "read documents", READ_LIMIT, cursor)
+        let find = natural_find(source_name, job, at);
+        let members = self.source.selection_criteria();
+        open(Side::Source, &self.source, members, find, job.batch_size)
             .await
             .map_err(ReadEnd::of)
     }

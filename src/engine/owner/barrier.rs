@@ -85,7 +85,7 @@ impl Owner<'_> {
         let temporary = name.starts_with("tmp.agg_out.")
             || (name.starts_with("tmp")
                 && (name.contains(".renameCollection") || name.contains(".convertToCapped.")));
-        let is_data = !name.starts_with("system.") || name == "system.js" || is_buckets(name);
+        let is_data = !name.starts_with("system.") || name == ddl::SCRIPTS || is_buckets(name);
         is_data && (temporary || selects(self.config, name))
     }
 

@@ -1,10 +1,5 @@
 //! Who may use this target, and for which source.
 
-use bson::{DateTime, Document, doc};
-use mongodb::Client;
-use tokio::sync::watch;
-
-use super::origins::documents;
 use crate::engine::catalog::{self};
 use crate::engine::command::Commands;
 use crate::engine::config::{Endpoint, MirrorConfig};
@@ -12,7 +7,10 @@ use crate::engine::connection::client::connect;
 use crate::engine::connection::probe::{Server, probe};
 use crate::engine::error::{Error, Result, Side};
 use crate::engine::progress::Progress;
-use crate::engine::state::{Checkpoint, Origin};
+use crate::engine::state::{Checkpoint, Origin, encode_origin};
+use bson::{DateTime, Document, doc};
+use mongodb::Client;
+use tokio::sync::watch;
 
 /// Another process that took the mirror over, as last seen in the checkpoint.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -90,7 +88,7 @@ impl Identity<'_> {
             "source": &self.source,
             "database": &self.config.source.database,
             "selection": selection,
-            "origins": documents(&self.origins),
+            "origins": self.origins.iter().map(encode_origin).collect::<Vec<_>>(),
         }
     }
 

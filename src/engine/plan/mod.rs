@@ -32,8 +32,9 @@ use crate::engine::position::{Ahead, ClusterTime, Position, StartPoint};
 use crate::engine::progress::{Progress, VerificationResult};
 use crate::engine::quarantine::Quarantined;
 use crate::engine::state::{
-    BUCKETS, CatalogEntry, CopyFigures, DATABASE, Outside, RangeEntry, RangeState, StateStore, Way,
-    encode_figures, encode_outside, encode_position, ranges_by_collection, refuse_gaps,
+    BUCKETS, CatalogEntry, Checkpoint, CopyFigures, DATABASE, Outside, RangeEntry, RangeState,
+    StateStore, Way, encode_figures, encode_outside, encode_position, ranges_by_collection,
+    refuse_gaps,
 };
 use crate::engine::stream::event::Uuid;
 use crate::engine::stream::reader::{Flags, probe_flags};
@@ -41,7 +42,7 @@ use crate::engine::writes::Write;
 
 pub use identity::Rival;
 use identity::{Identity, is_same_deployment, reach, refuse_unless_empty};
-use origins::refuse_ring;
+use origins::{refuse_ring, tell_chain};
 pub use taking::{name_as_uuid, ranges_between};
 
 /// Databases of the server's own, and ours.
@@ -191,6 +192,7 @@ pub async fn prepare(
     // Of two that began at once, each sees the other only now.
     let origins = origins::origins(&source_client, &identity.source, config).await;
     refuse_ring(&origins, &target_server.identity(), config)?;
+    tell_chain(&origins, config);
     let verified = state.load_verification().await?;
     let mut planned = Planned {
         source,
@@ -219,60 +221,74 @@ pub async fn prepare(
         source_is_certain: identity.source.contains('/') && checkpoint.source.contains('/'),
         sessions,
     };
-    if reselects {
-        planned.begin_selection().await?;
-    }
-    match checkpoint.position {
-        Some(_)
-            if known.compares() || checkpoint.resync || (reselects && checkpoint.in_command) =>
-        {
-            let begun = checkpoint.in_command || checkpoint.resync || known.is_asked() || reselects;
-            planned.resync(config, begun).await?;
-        }
-        Some(position) => {
-            // What was written outside of transactions may be ahead, too.
-            let until = checkpoint.ahead_until.max(checkpoint.outside.until);
-            planned.ahead = Ahead::new(until, position.time);
-            planned.in_command = checkpoint.in_command;
-            planned.resume(config, position, reselects).await?;
-            let joining = match reselects {
-                true => planned.joining(config).await?,
-                false => Some(Vec::new()),
-            };
-            match joining {
-                Some(joining) => {
-                    if reselects {
-                        planned.let_go_of_all(config).await?;
-                    }
-                    let armed = checkpoint.armed;
-                    planned.take_uncertain(config, armed, reselects).await?;
-                    planned.take_in_all(config, joining).await?;
-                }
-                None => {
-                    planned.forget();
-                    planned.resync(config, true).await?;
-                }
-            }
-        }
-        None if config.on_existing_data == OnExistingData::Adopt => {
-            if !checkpoint.resync {
-                planned.state.clear().await?;
-            }
-            planned.resync(config, true).await?;
-        }
-        None => planned.start_afresh(config, &checkpoint.planned).await?,
-    }
-    if reselects {
-        planned.let_go_of_views(config).await?;
-        planned.look_for_strangers(config).await?;
-        planned.note_selection(config).await?;
-    }
+    planned.begin(config, known, checkpoint, reselects).await?;
     // Lanes of an earlier process could note something until the ranges were ours.
     planned.quarantine = planned.state.load_quarantine().await?;
     Ok(planned)
 }
 
 impl Planned {
+    /// Begins anew or goes on, as the checkpoint and what is asked for say.
+    async fn begin(
+        &mut self,
+        config: &MirrorConfig,
+        known: &Before,
+        checkpoint: Checkpoint,
+        reselects: bool,
+    ) -> Result<()> {
+        if reselects {
+            self.begin_selection().await?;
+        }
+        match checkpoint.position {
+            Some(_)
+                if known.compares()
+                    || checkpoint.resync
+                    || (reselects && checkpoint.in_command) =>
+            {
+                let begun =
+                    checkpoint.in_command || checkpoint.resync || known.is_asked() || reselects;
+                self.resync(config, begun).await?;
+            }
+            Some(position) => {
+                // What was written outside of transactions may be ahead, too.
+                let until = checkpoint.ahead_until.max(checkpoint.outside.until);
+                self.ahead = Ahead::new(until, position.time);
+                self.in_command = checkpoint.in_command;
+                self.resume(config, position, reselects).await?;
+                let joining = match reselects {
+                    true => self.joining(config).await?,
+                    false => Some(Vec::new()),
+                };
+                match joining {
+                    Some(joining) => {
+                        if reselects {
+                            self.let_go_of_all(config).await?;
+                        }
+                        let armed = checkpoint.armed;
+                        self.take_uncertain(config, armed, reselects).await?;
+                        self.take_in_all(config, joining).await?;
+                    }
+                    None => {
+                        self.forget();
+                        self.resync(config, true).await?;
+                    }
+                }
+            }
+            None if config.on_existing_data == OnExistingData::Adopt => {
+                if !checkpoint.resync {
+                    self.state.clear().await?;
+                }
+                self.resync(config, true).await?;
+            }
+            None => self.start_afresh(config, &checkpoint.planned).await?,
+        }
+        if reselects {
+            self.let_go_of_views(config).await?;
+            self.note_selection(config).await?;
+        }
+        Ok(())
+    }
+
     /// Goes on from the checkpoint.
     async fn resume(
         &mut self,
@@ -441,7 +457,7 @@ impl Planned {
                 || there.name == ddl::DROPPED
                 || config.on_existing_data == OnExistingData::Replace;
             // System collections come and go with what they belong to; but scripts.
-            if there.name.starts_with("system.") && there.name != "system.js" {
+            if there.name.starts_with("system.") && there.name != ddl::SCRIPTS {
                 continue;
             }
             if is_own {

@@ -4,7 +4,6 @@
 //! write each other's changes for ever. So each checkpoint says where its source's content comes
 //! from, and a mirror whose target is among these does not begin.
 
-use bson::{Bson, doc};
 use mongodb::Client;
 
 use crate::engine::config::MirrorConfig;
@@ -18,11 +17,6 @@ impl Origin {
     /// Only what is known by its replica set's id is surely the same: names are chosen freely.
     fn is_certainly(&self, other: &Self) -> bool {
         self.server.contains('/') && *self == *other
-    }
-
-    /// As stored.
-    pub(super) fn document(&self) -> Bson {
-        doc! {"source": &self.server, "database": &self.database}.into()
     }
 }
 
@@ -79,6 +73,11 @@ pub(super) fn refuse_ring(origins: &[Origin], target: &str, config: &MirrorConfi
             to: origin.database.clone(),
         });
     }
+    Ok(())
+}
+
+/// Tells where the source's content comes from, if that is another mirror.
+pub(super) fn tell_chain(origins: &[Origin], config: &MirrorConfig) {
     if let Some(origin) = origins.get(1) {
         tracing::info!(
             mirror = %config.name,
@@ -87,12 +86,6 @@ pub(super) fn refuse_ring(origins: &[Origin], target: &str, config: &MirrorConfi
             origin.server,
         );
     }
-    Ok(())
-}
-
-/// As stored.
-pub(super) fn documents(origins: &[Origin]) -> Vec<Bson> {
-    origins.iter().map(Origin::document).collect()
 }
 
 #[cfg(test)]

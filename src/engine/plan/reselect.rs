@@ -155,19 +155,6 @@ impl Planned {
         Ok(())
     }
 
-    /// Whether the target holds a selected collection that neither the source nor the mirror knows.
-    pub(super) async fn look_for_strangers(&mut self, config: &MirrorConfig) -> Result<()> {
-        let listed = catalog::list(&self.source, Side::Source).await?;
-        let there = catalog::list(&self.target.db, Side::Target).await?;
-        self.has_strangers = there.iter().any(|there| {
-            there.is_data()
-                && selects(config, &there.name)
-                && self.catalog.by_name(&there.name).is_none()
-                && listed.iter().all(|listed| listed.name != there.name)
-        });
-        Ok(())
-    }
-
     /// Nothing of what was loaded counts.
     pub(super) fn forget(&mut self) {
         self.catalog = Catalog::default();

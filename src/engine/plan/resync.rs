@@ -26,10 +26,6 @@ use crate::engine::state::{
 use crate::engine::stream::event::Uuid;
 use crate::engine::writes::Write;
 
-/// Scripts for `$where` and `$function`: a system collection that is not told from others' by its
-/// kind.
-const SCRIPTS: &str = "system.js";
-
 impl Planned {
     /// Plans the copy anew, over what the target holds. If something was begun that may have
     /// created collections before they were noted, those go.
@@ -42,7 +38,7 @@ impl Planned {
         let catalog = self.state.load_catalog().await?;
         let mut unknown = self.unknown(&catalog).await?;
         // Others are none of ours, or are left from another selection.
-        unknown.retain(|name| selects(config, name) && (begun || name != SCRIPTS));
+        unknown.retain(|name| selects(config, name) && (begun || name != ddl::SCRIPTS));
         if let (false, Some(name)) = (begun, unknown.first()) {
             return refuse_unknown(name);
         }
@@ -171,8 +167,9 @@ impl Planned {
         let there = catalog::list(&self.target.db, Side::Target).await?;
         // Time series are noted as their buckets.
         let known = |there: &Listed| catalog.iter().any(|it| it.public_name() == there.name);
-        let is_one =
-            |there: &Listed| there.is_data() || there.kind == "timeseries" || there.name == SCRIPTS;
+        let is_one = |there: &Listed| {
+            there.is_data() || there.kind == "timeseries" || there.name == ddl::SCRIPTS
+        };
         let unknown = there.into_iter().filter(|it| is_one(it) && !known(it));
         Ok(unknown.map(|there| there.name).collect())
     }

@@ -273,6 +273,11 @@ pub fn encode_figures(figures: &CopyFigures) -> Document {
     }
 }
 
+/// An origin as stored.
+pub fn encode_origin(origin: &Origin) -> Document {
+    doc! {"source": &origin.server, "database": &origin.database}
+}
+
 fn parse_origin(origin: &Bson) -> Option<Origin> {
     let origin = origin.as_document()?;
     Some(Origin {

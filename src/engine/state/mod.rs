@@ -27,7 +27,8 @@ use fence::Fence;
 
 pub use catalog::{BUCKETS, CatalogEntry, Index, Stage, Way};
 pub use checkpoint::{
-    Checkpoint, CopyFigures, Origin, Outside, encode_figures, encode_outside, encode_position,
+    Checkpoint, CopyFigures, Origin, Outside, encode_figures, encode_origin, encode_outside,
+    encode_position,
 };
 pub use codec::{binary, documents_of, uuid_of};
 pub use ranges::{RangeEntry, RangeState};
