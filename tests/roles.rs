@@ -5,7 +5,7 @@ mod common;
 use std::process::Command;
 
 use bson::{Document, doc};
-use common::{assert_equal, caught_up, config, fill, mirroring, run, verify};
+use common::{assert_equal, caught_up, config, fill, mirroring, run, verify, wait_for};
 use mongodb::Database;
 use mongomirror::engine::finish::{End, finish};
 use mongomirror::engine::headroom::Headroom;
@@ -111,12 +111,11 @@ async fn exactly_these_roles_are_enough(version: Version) {
     let result = verify(&mirror).await;
     assert!(result.is_equal() && result.differences == 0, "{result:?}");
     assert_equal(&source, &target).await;
-    let now = mirror.progress().borrow().clone();
-    assert!(
-        matches!(now.headroom, Some(Headroom::Measured { .. })),
-        "{:?}",
-        now.headroom
-    );
+    // A source that has just begun has no rate to tell it from, until the next measurement.
+    wait_for(&mirror, "the oplog measured", |now| {
+        matches!(now.headroom, Some(Headroom::Measured { .. }))
+    })
+    .await;
     mirror.stop().await;
 
     // It goes on, and what somebody has meddled with is put right.
