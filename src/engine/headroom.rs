@@ -358,7 +358,11 @@ async fn watch(
 /// Where a mirror stands, as the target remembers; `None` if it has not begun.
 async fn position_of(config: &MirrorConfig, clients: &Clients) -> Result<Option<ClusterTime>> {
     let connection = clients.connect(&config.target, Side::Target).await?;
-    let state = StateStore::new(connection.client(), &config.target.database);
+    let state = StateStore::new(
+        connection.client(),
+        &config.state_database,
+        &config.target.database,
+    );
     let checkpoint = state.load().await;
     connection.close().await;
     let checkpoint = checkpoint?.filter(|checkpoint| checkpoint.mirror == config.name);

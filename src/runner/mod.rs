@@ -46,7 +46,8 @@ pub async fn finish(config: MirrorConfig, end: End) {
             database = config.target.database,
             reason = %error.reason(),
             "the target could not be deleted: {error}; drop the database, and its document in \
-             mongomirror.checkpoints"
+             {}.checkpoints",
+            config.state_database
         ),
         Ok(true) => tracing::info!(
             mirror = %config.name,

@@ -33,9 +33,8 @@ use crate::engine::position::{Ahead, ClusterTime, Position, StartPoint};
 use crate::engine::progress::{Progress, VerificationResult};
 use crate::engine::quarantine::Quarantined;
 use crate::engine::state::{
-    BUCKETS, CatalogEntry, Checkpoint, CopyFigures, DATABASE, Outside, RangeEntry, RangeState,
-    StateStore, Way, encode_figures, encode_outside, encode_position, ranges_by_collection,
-    refuse_gaps,
+    BUCKETS, CatalogEntry, Checkpoint, CopyFigures, Outside, RangeEntry, RangeState, StateStore,
+    Way, encode_figures, encode_outside, encode_position, ranges_by_collection, refuse_gaps,
 };
 use crate::engine::stream::event::Uuid;
 use crate::engine::stream::reader::{Flags, probe_flags};
@@ -46,8 +45,8 @@ use identity::{Identity, is_same_deployment, reach, refuse_unless_empty};
 use origins::{refuse_ring, tell_chain};
 pub use taking::{name_as_uuid, ranges_between};
 
-/// Databases of the server's own, and ours.
-const FORBIDDEN: [&str; 4] = ["admin", "local", "config", DATABASE];
+/// Databases of the server's own.
+const FORBIDDEN: [&str; 3] = ["admin", "local", "config"];
 
 /// Everything a running mirror needs.
 pub struct Planned {
@@ -113,8 +112,13 @@ pub async fn prepare(
     known: &mut Before,
 ) -> Result<Planned> {
     let target_name = &config.target.database;
-    if FORBIDDEN.contains(&target_name.as_str()) {
-        return Err(Error::TargetForbidden(target_name.clone()));
+    for written in [target_name, &config.state_database] {
+        if FORBIDDEN.contains(&written.as_str()) {
+            return Err(Error::TargetForbidden(written.clone()));
+        }
+    }
+    if [target_name, &config.source.database].contains(&&config.state_database) {
+        return Err(Error::TargetForbidden(config.state_database.clone()));
     }
     let source_connection = clients.connect(&config.source, Side::Source).await?;
     let source_client = source_connection.client();
@@ -131,7 +135,7 @@ pub async fn prepare(
         side: Side::Target,
         db: target_client.database(target_name),
     };
-    let mut state = StateStore::new(target_client, target_name);
+    let mut state = StateStore::new(target_client, &config.state_database, target_name);
     // These read what the mirror will read, so a missing privilege shows before anything is
     // written.
     catalog::list(&source, Side::Source).await?;
