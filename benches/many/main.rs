@@ -1,7 +1,8 @@
 //! What one operator needs for many mirrors: most of them idle, some busy, all of one source and one
 //! target, with a real API server.
 //!
-//! `cargo bench --bench many`; `-- --idle 1000 --busy 0` for other numbers. Nothing fails because it
+//! `cargo bench --bench many` (or `make many`); `-- --idle 1000 --busy 0` for other numbers, `-- --quick`
+//! for a smoke run. Nothing fails because it
 //! was slow: the table says what was reached. It does fail if a mirror does not become live, or if
 //! what was written does not arrive.
 //!
@@ -27,13 +28,13 @@ pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + S
 /// WiredTiger's cache of each server.
 const CACHE_GB: f64 = 1.0;
 
-/// After a start, what is left of it (verifications, new connections) may end.
-const SETTLE: Duration = Duration::from_secs(20);
-
 /// Measures what one operator needs for many mirrors.
 #[derive(Parser, Debug)]
 #[command(name = "many")]
 struct Arguments {
+    /// A smoke run of some seconds, with few mirrors. Its figures mean nothing.
+    #[arg(long)]
+    quick: bool,
     /// Mirrors of databases that nobody writes to.
     #[arg(long, value_name = "N", default_value_t = 500)]
     idle: usize,
@@ -46,9 +47,28 @@ struct Arguments {
     /// Seconds that are measured.
     #[arg(long, value_name = "N", default_value_t = 60)]
     seconds: u64,
+    /// Seconds after each start, for what is left of it (verifications, new connections) to end.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    settle: u64,
     /// `cargo bench` passes it.
     #[arg(long, hide = true)]
     bench: bool,
+}
+
+impl Arguments {
+    fn read() -> Self {
+        let all = Self::parse();
+        if !all.quick {
+            return all;
+        }
+        Self {
+            idle: 3,
+            busy: 1,
+            seconds: 2,
+            settle: 0,
+            ..all
+        }
+    }
 }
 
 /// Everything that takes part.
@@ -80,8 +100,9 @@ fn say(line: &str) {
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::read();
     let all = arguments.idle + arguments.busy;
+    let settle = Duration::from_secs(arguments.settle);
     say("starting the servers");
     let server = || {
         ReplicaSet::builder()
@@ -108,7 +129,7 @@ async fn main() -> Result<()> {
         "all are live and copied after {:.1} s",
         first.as_secs_f64()
     ));
-    tokio::time::sleep(SETTLE).await;
+    tokio::time::sleep(settle).await;
     operator.stop().await?;
 
     let operator = Operator::start(&kubeconfig)?;
@@ -122,7 +143,7 @@ async fn main() -> Result<()> {
         "all are Ready {:.1} s after it",
         ready.as_secs_f64()
     ));
-    tokio::time::sleep(SETTLE).await;
+    tokio::time::sleep(settle).await;
 
     let seconds = Duration::from_secs(arguments.seconds);
     let idle = bench.spend("idle", &operator, None, seconds).await?;

@@ -533,7 +533,10 @@ fn describe(error: &DriverError) -> String {
         ErrorKind::ServerSelection { .. } => "no suitable server answers: check host names, \
              ports, TLS and that the replica set has a primary"
             .to_owned(),
-        ErrorKind::DnsResolve { .. } => "the host name cannot be resolved".to_owned(),
+        // Names and options as DNS gave them: nothing in it is secret.
+        ErrorKind::DnsResolve { message, .. } => {
+            format!("the host names cannot be resolved ({message})")
+        }
         ErrorKind::Io(error) => format!("connection failed ({})", error.kind()),
         ErrorKind::ConnectionPoolCleared { .. } => "connection lost".to_owned(),
         ErrorKind::InvalidTlsConfig { .. } => "the TLS settings are invalid".to_owned(),

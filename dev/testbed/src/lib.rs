@@ -17,6 +17,7 @@
 //! - `cache.rs`: the cache of programs, shared by all processes of a user
 //! - `proxy.rs`: a network that can be cut, as [`Proxy`]
 //! - `disk.rs`: a disk that can be full, as [`Disk`]
+//! - `dns.rs`: names that only chosen processes see, as [`Dns`]
 //! - `process.rs`, `spawn.rs`, `scratch.rs`, `port.rs`: processes, temporary folders and ports
 //!   that are gone in the end, whichever way a test ends
 
@@ -24,6 +25,7 @@ mod cache;
 mod certificates;
 mod control_plane;
 mod disk;
+mod dns;
 mod error;
 mod mongod;
 mod port;
@@ -38,6 +40,7 @@ pub use cache::cache_folder;
 pub use certificates::{Authority, Certificate};
 pub use control_plane::{ControlPlane, ControlPlaneBuilder, Output, Request};
 pub use disk::Disk;
+pub use dns::{Dns, Entry};
 pub use error::{Error, Result};
 pub use mongod::{Builder, Node, ROOT_PASSWORD, ROOT_USER, ReplicaSet, Standalone};
 pub use process::Process;
