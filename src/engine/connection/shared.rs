@@ -31,9 +31,11 @@ struct Key(ConnectionUri, Option<Tls>);
 struct Shared {
     key: Key,
     client: OnceCell<Client>,
-    /// Sessions that mirrors of this process write with, and whose they are.
-    sessions: Mutex<HashMap<Vec<u8>, Arc<()>>>,
+    sessions: Sessions,
 }
+
+/// Sessions that mirrors of this process write with, and whose they are.
+type Sessions = Arc<Mutex<HashMap<Vec<u8>, Arc<()>>>>;
 
 /// A client for as long as it is needed. Others may have it, too.
 pub struct Connection {
@@ -44,7 +46,8 @@ pub struct Connection {
 
 /// Sessions that are in use until this is dropped.
 pub struct InUse {
-    shared: Arc<Shared>,
+    // Not the client itself: what is noted here does not keep it.
+    sessions: Sessions,
     /// Told apart by its address.
     whose: Arc<()>,
 }
@@ -81,7 +84,7 @@ impl Clients {
         let shared = Arc::new(Shared {
             key: key.clone(),
             client: OnceCell::new(),
-            sessions: Mutex::default(),
+            sessions: Sessions::default(),
         });
         all.insert(key, Arc::downgrade(&shared));
         shared
@@ -106,7 +109,7 @@ impl Connection {
         all.extend(noted);
         drop(all);
         InUse {
-            shared: self.shared.clone(),
+            sessions: self.shared.sessions.clone(),
             whose,
         }
     }
@@ -145,7 +148,7 @@ impl Connection {
 
 impl Drop for InUse {
     fn drop(&mut self) {
-        let mut all = lock(&self.shared.sessions);
+        let mut all = lock(&self.sessions);
         // Others may use some of them by now.
         all.retain(|_, whose| !Arc::ptr_eq(whose, &self.whose));
     }
@@ -230,6 +233,7 @@ mod tests {
         assert_eq!(connection.unused(&all), [session(4)]);
         drop(first);
         assert_eq!(connection.unused(&all), [session(1), session(4)]);
+        assert_eq!(Arc::strong_count(&connection.shared), 1);
         drop(second);
         assert_eq!(connection.unused(&all), all);
     }
