@@ -13,6 +13,7 @@ use mongomirror::engine::request::{Refusal, Request, Synced};
 use mongomirror::runner::MirrorHandle;
 use testbed::{ReplicaSet, Version};
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 async fn sync(
     mirror: &MirrorHandle,
@@ -43,6 +44,53 @@ async fn meddle(target: &Database) -> u64 {
     // Equal to 7, but not the same.
     orders.insert_one(doc! {"_id": 7.0, "n": 7}).await.unwrap();
     5
+}
+
+/// Found by the fuzzer (seed 2920128): a collection that was made behind the first look at the
+/// source and dropped before the second one was only on the target in between.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_made_and_dropped_meanwhile_is_no_difference() {
+    let set = ReplicaSet::builder().start().await.unwrap();
+    let client = set.client().await.unwrap();
+    let (source, target) = (client.database("shop"), client.database("shop_backup"));
+    quiet(&source).await;
+    let mirror = MirrorHandle::start(config(&set.uri(), &set.uri(), "shop"));
+    mirroring(&mirror).await;
+    let stop = CancellationToken::new();
+    let (stopped, db) = (stop.clone(), source.clone());
+    let changes = tokio::spawn(async move {
+        for n in 0.. {
+            if stopped.is_cancelled() {
+                return;
+            }
+            let index = doc! {"key": {"n": 1}, "name": "n_1"};
+            for command in [
+                doc! {"create": "brief"},
+                doc! {"create": "view", "viewOn": "quiet", "pipeline": []},
+                doc! {"createIndexes": "quiet", "indexes": [index]},
+            ] {
+                common::run(&db, command).await;
+            }
+            tokio::time::sleep(Duration::from_millis(5 + 7 * (n % 6))).await;
+            for command in [
+                doc! {"drop": "brief"},
+                doc! {"drop": "view"},
+                doc! {"dropIndexes": "quiet", "index": "n_1"},
+            ] {
+                common::run(&db, command).await;
+            }
+            tokio::time::sleep(Duration::from_millis(60 * (n % 4))).await;
+        }
+    });
+    for _ in 0..25 {
+        let result = verify(&mirror).await;
+        assert_eq!(result.differences, 0, "a false alarm: {result:?}");
+    }
+    stop.cancel();
+    changes.await.unwrap();
+    caught_up(&mirror, &client).await;
+    assert_equal(&source, &target).await;
+    mirror.stop().await;
 }
 
 async fn quiet(source: &Database) {

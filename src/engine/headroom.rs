@@ -338,11 +338,16 @@ async fn watch(
             let Some(Some(position)) = position else {
                 return Ok(None);
             };
-            let connection = match &source {
+            let connection = match source.take() {
                 Some(connection) => connection,
-                None => source.insert(clients.connect(&config.source, Side::Source).await?),
+                None => clients.connect(&config.source, Side::Source).await?,
             };
-            Ok(Some((position, measure(connection.client()).await)))
+            let oplog = measure(connection.client()).await;
+            match &oplog {
+                Err(error) if error.is_connection() => connection.give_up().await,
+                _ => source = Some(connection),
+            }
+            Ok(Some((position, oplog)))
         };
         let headroom = match measured.await {
             Ok(None) => return,

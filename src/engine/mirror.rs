@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::config::{MirrorConfig, OnHistoryLost};
-use super::connection::shared::Clients;
+use super::connection::shared::{Clients, Connections};
 use super::error::{Error, Side, code};
 use super::headroom;
 use super::owner::{End, Kept, Owner};
@@ -203,9 +203,26 @@ async fn run_once(
     stop: &CancellationToken,
     before: &mut Before,
 ) -> Result<End, Error> {
+    let connections = tokio::select! {
+        () = stop.cancelled() => return Ok(End::Stopped),
+        connections = Connections::open(clients, config) => connections?,
+    };
+    let ended = run_connected(config, &connections, publish, requests, stop, before).await;
+    connections.close(ended.as_ref().err()).await;
+    ended
+}
+
+async fn run_connected(
+    config: &MirrorConfig,
+    connections: &Connections,
+    publish: &watch::Sender<Progress>,
+    requests: &mut mpsc::Receiver<Request>,
+    stop: &CancellationToken,
+    before: &mut Before,
+) -> Result<End, Error> {
     let planned = tokio::select! {
         () = stop.cancelled() => return Ok(End::Stopped),
-        planned = prepare(config, clients, publish, before) => planned?,
+        planned = prepare(config, connections, publish, before) => planned?,
     };
     before.watch = None;
     for done in before.asked.drain(..) {

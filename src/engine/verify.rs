@@ -24,6 +24,7 @@ use super::copy::split::{Size, size};
 use super::definitions::{Definitions, Difference, differences};
 use super::error::{Error, Result, Side};
 use super::owner::asking::{Ask, Held, HeldCollection, Repair};
+use super::position::ClusterTime;
 use super::progress::{VerificationResult, VerificationRun};
 use super::selection::Selection;
 use super::snapshot::ReadEnd;
@@ -177,21 +178,19 @@ impl Verifier {
     }
 
     /// Compares options and indexes. There are no snapshot reads of these: both sides are listed
-    /// while neither has changed any.
+    /// while neither has changed any. The source is listed before and after; what was made and
+    /// dropped again in between shows in the commands that the mirror has met by then.
     async fn definitions(&self, held: &mut Held) -> Result<Vec<Difference>> {
         for _ in 0..TRIES {
-            let source = define(&self.source, Side::Source).await?;
-            let listed_at = operation_time(self.source.client(), Side::Source).await?;
-            while held.at < listed_at {
-                tokio::time::sleep(PAUSE / 10).await;
-                *held = self.hold().await?;
-            }
+            let (source, listed_at) = self.define_source().await?;
+            self.hold_from(listed_at, held).await?;
+            let before = held.clone();
             let target = define(&self.target, Side::Target).await?;
-            let after = self.hold().await?;
-            let is_still = entries(held) == entries(&after)
-                && define(&self.source, Side::Source).await? == source;
-            *held = after;
-            if is_still {
+            let (again, listed_at) = self.define_source().await?;
+            *held = self.hold().await?;
+            self.hold_from(listed_at, held).await?;
+            let is_still = before.commands == held.commands && entries(&before) == entries(held);
+            if is_still && again == source {
                 let takes_part = |name: &str| {
                     let is_left_out = held.left_out.iter().any(|left_out| left_out == name);
                     self.selection.selects(name) && !is_left_out
@@ -202,6 +201,22 @@ impl Verifier {
         }
         tracing::info!("options and indexes change all the time; they are not compared");
         Ok(Vec::new())
+    }
+
+    /// What is defined on the source, and a time at which it was not older.
+    async fn define_source(&self) -> Result<(Definitions, ClusterTime)> {
+        let defined = define(&self.source, Side::Source).await?;
+        let listed_at = operation_time(self.source.client(), Side::Source).await?;
+        Ok((defined, listed_at))
+    }
+
+    /// Waits until the target is what the source was at this time, or later.
+    async fn hold_from(&self, time: ClusterTime, held: &mut Held) -> Result<()> {
+        while held.at < time {
+            tokio::time::sleep(PAUSE / 10).await;
+            *held = self.hold().await?;
+        }
+        Ok(())
     }
 
     /// Compares one collection at one pair of times, from `low` on, as far as these carry; `low` is

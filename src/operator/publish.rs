@@ -196,6 +196,8 @@ fn haste(written: &MongoMirrorStatus, wanted: &MongoMirrorStatus) -> Haste {
         || written.connected != wanted.connected
         || written.db_name != wanted.db_name
         || written.requests != wanted.requests
+        || written.verification != wanted.verification
+        || written.consistent_at.is_some() != wanted.consistent_at.is_some()
         || outline(&written.conditions) != outline(&wanted.conditions);
     if happened {
         return Haste::Now;
@@ -203,7 +205,8 @@ fn haste(written: &MongoMirrorStatus, wanted: &MongoMirrorStatus) -> Haste {
     if written.initial_sync != wanted.initial_sync {
         return Haste::Progress;
     }
-    let moved = written.unsupported != wanted.unsupported
+    let moved = written.quarantined_documents != wanted.quarantined_documents
+        || written.unsupported != wanted.unsupported
         || written.apply_form != wanted.apply_form
         || written.message != wanted.message
         || magnitude(written.lag_milliseconds) != magnitude(wanted.lag_milliseconds);

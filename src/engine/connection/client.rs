@@ -46,9 +46,17 @@ pub fn readable(client: &Client, config: &MirrorConfig) -> Database {
 /// # Errors
 /// If the driver does not take the string or the certificates, or an SRV name cannot be resolved.
 pub async fn connect(endpoint: &Endpoint, side: Side) -> Result<Client> {
-    let failed = |doing| Error::driver(side, doing);
+    let options = read(endpoint, side).await?;
+    with(options, endpoint, side)
+}
+
+/// What the driver is to know of an endpoint, but for certificates.
+///
+/// # Errors
+/// If the driver does not take the string, or an SRV name cannot be resolved.
+pub(super) async fn read(endpoint: &Endpoint, side: Side) -> Result<ClientOptions> {
     let options = ClientOptions::parse(endpoint.uri.expose()).await;
-    let mut options = options.map_err(failed("read the connection string"))?;
+    let mut options = options.map_err(Error::driver(side, "read the connection string"))?;
     options.app_name.get_or_insert_with(|| "mongomirror".into());
     options
         .server_selection_timeout
@@ -57,6 +65,15 @@ pub async fn connect(endpoint: &Endpoint, side: Side) -> Result<Client> {
     options.max_pool_size = Some(POOL);
     options.max_connecting = Some(CONNECTING);
     options.max_idle_time.get_or_insert(IDLE);
+    Ok(options)
+}
+
+/// A client with these options.
+///
+/// # Errors
+/// If the driver does not take them, or the certificates.
+pub(super) fn with(mut options: ClientOptions, endpoint: &Endpoint, side: Side) -> Result<Client> {
+    let failed = |doing| Error::driver(side, doing);
     let reading = failed("read the certificates");
     let Some(tls) = &endpoint.tls else {
         return Client::with_options(options).map_err(failed("use the connection string"));

@@ -9,13 +9,12 @@ use std::time::Duration;
 
 use bson::Bson;
 use mongodb::Client;
-use tokio::sync::OnceCell;
 
-use super::client::connect;
+use super::client::{read, with};
 use super::tls::Tls;
 use super::uri::ConnectionUri;
-use crate::engine::config::Endpoint;
-use crate::engine::error::{Result, Side};
+use crate::engine::config::{Endpoint, MirrorConfig};
+use crate::engine::error::{Error, Result, Side};
 
 /// Longest wait for a client to close its connections.
 const DISCONNECT: Duration = Duration::from_secs(2);
@@ -30,7 +29,7 @@ struct Key(ConnectionUri, Option<Tls>);
 
 struct Shared {
     key: Key,
-    client: OnceCell<Client>,
+    client: Client,
     sessions: Sessions,
 }
 
@@ -41,7 +40,14 @@ type Sessions = Arc<Mutex<HashMap<Vec<u8>, Arc<()>>>>;
 pub struct Connection {
     clients: Clients,
     shared: Arc<Shared>,
-    client: Client,
+}
+
+/// A mirror's connections.
+pub struct Connections {
+    /// To the source.
+    pub source: Connection,
+    /// To the target.
+    pub target: Connection,
 }
 
 /// Sessions that are in use until this is dropped.
@@ -50,6 +56,7 @@ pub struct InUse {
     sessions: Sessions,
     /// Told apart by its address.
     whose: Arc<()>,
+    ids: Vec<Bson>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -62,55 +69,88 @@ impl Clients {
     /// DNS queries for `mongodb+srv`.
     ///
     /// # Errors
-    /// As of [`connect`].
+    /// As of [`connect`](super::client::connect).
     pub async fn connect(&self, endpoint: &Endpoint, side: Side) -> Result<Connection> {
-        let shared = self.find(Key(endpoint.uri.clone(), endpoint.tls.clone()));
-        let made = shared.client.get_or_try_init(|| connect(endpoint, side));
-        let client = made.await?.clone();
+        let key = Key(endpoint.uri.clone(), endpoint.tls.clone());
+        if let Some(found) = self.find(&key) {
+            return Ok(found);
+        }
+        // Many may ask for it at once: nobody waits for another's DNS.
+        let options = read(endpoint, side).await?;
+        let mut all = lock(&self.0);
+        let shared = match all.get(&key).and_then(Weak::upgrade) {
+            Some(shared) => shared,
+            None => {
+                // Those whose mirrors were cut off have not taken themselves out.
+                all.retain(|_, shared| shared.strong_count() > 0);
+                let shared = Arc::new(Shared {
+                    key: key.clone(),
+                    client: with(options, endpoint, side)?,
+                    sessions: Sessions::default(),
+                });
+                all.insert(key, Arc::downgrade(&shared));
+                shared
+            }
+        };
         Ok(Connection {
             clients: self.clone(),
             shared,
-            client,
         })
     }
 
-    fn find(&self, key: Key) -> Arc<Shared> {
-        let mut all = lock(&self.0);
-        if let Some(shared) = all.get(&key).and_then(Weak::upgrade) {
-            return shared;
+    fn find(&self, key: &Key) -> Option<Connection> {
+        let shared = lock(&self.0).get(key)?.upgrade()?;
+        Some(Connection {
+            clients: self.clone(),
+            shared,
+        })
+    }
+}
+
+impl Connections {
+    /// To both sides of a mirror.
+    ///
+    /// # Errors
+    /// As of [`Clients::connect`].
+    pub async fn open(clients: &Clients, config: &MirrorConfig) -> Result<Self> {
+        Ok(Self {
+            source: clients.connect(&config.source, Side::Source).await?,
+            target: clients.connect(&config.target, Side::Target).await?,
+        })
+    }
+
+    /// Gives them back, after what went wrong with them, if anything did.
+    pub async fn close(self, error: Option<&Error>) {
+        for (connection, side) in [(self.source, Side::Source), (self.target, Side::Target)] {
+            let is_its = error.and_then(Error::side).is_none_or(|its| its == side);
+            if is_its && error.is_some_and(Error::is_connection) {
+                connection.give_up().await;
+            } else {
+                connection.close().await;
+            }
         }
-        // Those whose mirrors were cut off have not taken themselves out.
-        all.retain(|_, shared| shared.strong_count() > 0);
-        let shared = Arc::new(Shared {
-            key: key.clone(),
-            client: OnceCell::new(),
-            sessions: Sessions::default(),
-        });
-        all.insert(key, Arc::downgrade(&shared));
-        shared
     }
 }
 
 impl Connection {
     /// The client.
     pub fn client(&self) -> &Client {
-        &self.client
+        &self.shared.client
     }
 
     /// Notes that these sessions are used. The driver hands a session on to the next who asks when
     /// it is not needed any more.
-    pub fn uses(&self, sessions: &[Bson]) -> InUse {
+    pub fn uses(&self, ids: Vec<Bson>) -> InUse {
         let whose = Arc::new(());
-        let mut all = lock(&self.shared.sessions);
-        let noted = sessions
+        let noted = ids
             .iter()
             .filter_map(id)
             .map(|id| (id.to_vec(), whose.clone()));
-        all.extend(noted);
-        drop(all);
+        lock(&self.shared.sessions).extend(noted);
         InUse {
             sessions: self.shared.sessions.clone(),
             whose,
+            ids,
         }
     }
 
@@ -122,27 +162,45 @@ impl Connection {
         unused.cloned().collect()
     }
 
+    /// Gives it back where it is of no use: whoever connects from now on gets another one. What the
+    /// driver knows of a deployment can be wrong for good, as of a member that was no member of its
+    /// set when it was looked at.
+    pub async fn give_up(self) {
+        self.take_out();
+        self.close().await;
+    }
+
     /// Gives it back. The last one closes the connections, and waits for that: what the driver still
     /// does in the background would otherwise meet the end of the process.
     pub async fn close(self) {
-        let Self {
-            clients,
-            shared,
-            client,
-        } = self;
-        let is_last = {
+        let clients = self.clients.clone();
+        let last = {
             // Who is about to connect waits for the lock, and finds it either used or gone.
-            let mut all = lock(&clients.0);
+            let all = lock(&clients.0);
+            let Self { shared, .. } = self;
             let last = Arc::into_inner(shared);
-            if let Some(last) = &last {
-                all.remove(&last.key);
-            }
-            last.is_some()
+            drop(all);
+            last
         };
-        if is_last {
+        if let Some(Shared { client, .. }) = last {
             let shutdown = client.shutdown().immediate(true);
             let _ = tokio::time::timeout(DISCONNECT, shutdown.into_future()).await;
         }
+    }
+
+    fn take_out(&self) {
+        let mut all = lock(&self.clients.0);
+        let is_this = |found: &Weak<Shared>| found.as_ptr() == Arc::as_ptr(&self.shared);
+        if all.get(&self.shared.key).is_some_and(is_this) {
+            all.remove(&self.shared.key);
+        }
+    }
+}
+
+impl InUse {
+    /// Which they are.
+    pub fn ids(&self) -> &[Bson] {
+        &self.ids
     }
 }
 
@@ -167,9 +225,13 @@ mod tests {
     use bson::Binary;
     use bson::spec::BinarySubtype;
 
+    fn plain_uri() -> ConnectionUri {
+        ConnectionUri::parse("mongodb://127.0.0.1:9/").unwrap()
+    }
+
     fn endpoint(database: &str, ca: Option<&[u8]>) -> Endpoint {
         Endpoint {
-            uri: ConnectionUri::parse("mongodb://127.0.0.1:9/").unwrap(),
+            uri: plain_uri(),
             tls: ca.map(|ca| Tls {
                 ca: Some(ca.to_vec()),
                 certificate: None,
@@ -202,11 +264,25 @@ mod tests {
         assert!(Arc::ptr_eq(&two.shared, &three.shared));
         two.close().await;
         three.close().await;
-        assert!(lock(&clients.0).is_empty());
         // A mirror that was cut off has closed nothing.
         drop(connect("d").await);
         let five = connect("e").await;
         assert_eq!(Arc::strong_count(&five.shared), 1);
+        assert_eq!(lock(&clients.0).len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_is_given_up_is_nobody_elses_next() {
+        let clients = Clients::default();
+        let at = endpoint("a", None);
+        let connect = async || clients.connect(&at, Side::Source).await.unwrap();
+        let (one, two) = (connect().await, connect().await);
+        one.give_up().await;
+        let three = connect().await;
+        assert!(!Arc::ptr_eq(&two.shared, &three.shared));
+        // Who learns of it later does not take the new one from the others.
+        two.give_up().await;
+        assert!(Arc::ptr_eq(&connect().await.shared, &three.shared));
     }
 
     #[tokio::test]
@@ -214,11 +290,10 @@ mod tests {
         let clients = Clients::default();
         let plain = endpoint("a", None);
         let plain = clients.connect(&plain, Side::Source).await.unwrap();
-        let found = clients.find(Key(
-            ConnectionUri::parse("mongodb://127.0.0.1:9/").unwrap(),
-            endpoint("a", Some(b"PEM")).tls,
-        ));
-        assert!(!Arc::ptr_eq(&plain.shared, &found));
+        let other = endpoint("a", Some(b"PEM"));
+        assert!(clients.find(&Key(plain_uri(), other.tls)).is_none());
+        let same = clients.find(&Key(plain_uri(), None)).unwrap();
+        assert!(Arc::ptr_eq(&plain.shared, &same.shared));
     }
 
     #[tokio::test]
@@ -226,9 +301,9 @@ mod tests {
         let clients = Clients::default();
         let connection = clients.connect(&endpoint("a", None), Side::Target).await;
         let connection = connection.unwrap();
-        let first = connection.uses(&[session(1), session(2)]);
+        let first = connection.uses(vec![session(1), session(2)]);
         // Session 2 went from the first to the second.
-        let second = connection.uses(&[session(2), session(3)]);
+        let second = connection.uses(vec![session(2), session(3)]);
         let all = [session(1), session(2), session(3), session(4)];
         assert_eq!(connection.unused(&all), [session(4)]);
         drop(first);

@@ -67,6 +67,8 @@ pub struct Held {
     pub collections: Vec<HeldCollection>,
     /// Names of what takes no part although it is selected, or not yet.
     pub left_out: Vec<String>,
+    /// Commands of the source on collections that this run has carried out so far.
+    pub commands: u64,
 }
 
 /// A collection as of that instant.
@@ -197,6 +199,7 @@ impl Owner<'_> {
                 .map(|left_out| left_out.name.clone())
                 .chain(copied.map(|(_, it)| it.entry.public_name().to_owned()))
                 .collect(),
+            commands: self.commands,
         };
         // Whoever asked may be gone.
         let _ = done.send(held);

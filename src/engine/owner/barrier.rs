@@ -52,6 +52,7 @@ impl Owner<'_> {
             collection = event.collection,
             "source changed its collections"
         );
+        self.commands += 1;
         match event.operation {
             Operation::Create => self.created(event).await,
             Operation::Drop => self.dropped(event).await,

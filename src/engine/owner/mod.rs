@@ -19,7 +19,7 @@ mod verifying;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
 
-use bson::doc;
+use bson::{Bson, Document};
 use mongodb::ClientSession;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -66,8 +66,8 @@ const LOG: Duration = Duration::from_secs(10);
 /// again from the checkpoint.
 const FINISH: Duration = Duration::from_secs(10);
 
-/// Longest wait for connections to close: nothing depends on it.
-const DISCONNECT: Duration = Duration::from_secs(2);
+/// Longest wait for the target when a run ends: nothing depends on it.
+const LET_GO: Duration = Duration::from_secs(2);
 
 /// Documents of the source read in one batch by a copy lane, in bytes.
 const COPY_BATCH: u64 = 1_500_000;
@@ -167,6 +167,8 @@ pub struct Owner<'a> {
     headroom: History,
     started: Instant,
     caught_up: bool,
+    /// Of the source on its collections, carried out so far.
+    commands: u64,
 
     /// What the target refuses.
     quarantine: Quarantine,
@@ -321,6 +323,7 @@ impl<'a> Owner<'a> {
             headroom: History::default(),
             started: now,
             caught_up: false,
+            commands: 0,
             quarantine,
             asks: mpsc::channel(1),
             hold: None,
@@ -369,37 +372,40 @@ impl<'a> Owner<'a> {
             // The checkpoint is where to begin anew from, or to start over.
             outcome => outcome,
         };
-        // As after a kill: what they have open is ended by the next process.
-        self.lanes.abort_all();
-        if matches!(finished, Ok(End::Stopped)) {
-            self.let_go().await;
+        let in_order = matches!(finished, Ok(End::Stopped));
+        if tokio::time::timeout(LET_GO, self.let_go(in_order))
+            .await
+            .is_err()
+        {
+            tracing::debug!("the target is not let go in time");
         }
+        self.lanes.abort_all();
         self.monitor.stop();
         self.writer.task.abort();
         reading.abort();
-        self.disconnect().await;
         finished
     }
 
-    /// Whoever comes next need not wait to see whether this one still works.
-    async fn let_go(&self) {
-        let set = doc! {"released": true, "sessions": []};
+    /// Ends what is still open in our sessions, as long as they are ours: the driver hands them on to
+    /// other mirrors of this process. What cannot be ended is left to the next run, as after a kill.
+    /// And, if this one ends `in_order`, whoever comes next need not wait to see whether it works.
+    async fn let_go(&self, in_order: bool) {
+        let mut set = Document::new();
+        if self.plan.state.end_sessions(self.plan.in_use.ids()).await {
+            set.insert("sessions", Bson::Array(Vec::new()));
+        }
+        if in_order {
+            set.insert("released", true);
+        }
+        if set.is_empty() {
+            return;
+        }
         let noted = self
             .plan
             .state
             .update(Write::NoteSessions, self.plan.epoch, set);
-        match tokio::time::timeout(DISCONNECT, noted).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "the target is not let go"),
-            Err(_) => tracing::debug!("the target is not let go in time"),
-        }
-    }
-
-    /// Closes the connections; what the driver still does in the background would otherwise meet
-    /// the end of the process.
-    async fn disconnect(self) {
-        for connection in self.plan.connections {
-            connection.close().await;
+        if let Err(error) = noted.await {
+            tracing::debug!(%error, "the target is not let go");
         }
     }
 

@@ -24,7 +24,7 @@ use crate::engine::config::{MirrorConfig, OnExistingData};
 use crate::engine::connection::client::readable;
 use crate::engine::connection::members;
 use crate::engine::connection::probe::{TargetAbilities, operation_time, target_abilities};
-use crate::engine::connection::shared::{Clients, Connection, InUse};
+use crate::engine::connection::shared::{Connections, InUse};
 use crate::engine::copy::ranges::Ranges;
 use crate::engine::copy::split::{Size, size};
 use crate::engine::error::{Error, Result, Side};
@@ -97,8 +97,6 @@ pub struct Planned {
     pub sessions: Vec<ClientSession>,
     /// Nobody else may end them.
     pub in_use: InUse,
-    /// To both sides.
-    pub connections: [Connection; 2],
 }
 
 /// Connects, checks, and plans.
@@ -107,7 +105,7 @@ pub struct Planned {
 /// Every refusal of [`Error`]; what the exchanges met.
 pub async fn prepare(
     config: &MirrorConfig,
-    clients: &Clients,
+    connections: &Connections,
     publish: &watch::Sender<Progress>,
     known: &mut Before,
 ) -> Result<Planned> {
@@ -120,11 +118,9 @@ pub async fn prepare(
     if [target_name, &config.source.database].contains(&&config.state_database) {
         return Err(Error::TargetForbidden(config.state_database.clone()));
     }
-    let source_connection = clients.connect(&config.source, Side::Source).await?;
-    let source_client = source_connection.client();
+    let source_client = connections.source.client();
     let source_server = reach(source_client, Side::Source, publish).await?;
-    let target_connection = clients.connect(&config.target, Side::Target).await?;
-    let target_client = target_connection.client();
+    let target_client = connections.target.client();
     let target_server = reach(target_client, Side::Target, publish).await?;
     if is_same_deployment(&source_server, &target_server) && config.source.database == *target_name
     {
@@ -175,7 +171,7 @@ pub async fn prepare(
             known.rival.refuse_another_holder(config, before, notes)?;
             known.rival.refuse_if_alive(before, notes)?;
             // What a killed process left open holds the checkpoint; it would hold us up too.
-            let left = target_connection.unused(&before.sessions);
+            let left = connections.target.unused(&before.sessions);
             state.end_sessions(&left).await;
         }
     }
@@ -193,12 +189,12 @@ pub async fn prepare(
         .chain([&notes])
         .filter_map(|session| session.id().get("id").cloned())
         .collect();
-    let in_use = target_connection.uses(&ids);
+    let in_use = connections.target.uses(ids);
     state
         .update(
             Write::NoteSessions,
             checkpoint.epoch,
-            doc! {"sessions": ids},
+            doc! {"sessions": in_use.ids()},
         )
         .await?;
     state.take_over(checkpoint.epoch, notes).await?;
@@ -237,7 +233,6 @@ pub async fn prepare(
         source_is_certain: identity.source.contains('/') && checkpoint.source.contains('/'),
         sessions,
         in_use,
-        connections: [source_connection, target_connection],
     };
     planned.begin(config, known, checkpoint, reselects).await?;
     // Lanes of an earlier process could note something until the ranges were ours.

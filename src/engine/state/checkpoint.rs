@@ -159,16 +159,18 @@ impl StateStore {
     }
 
     /// Ends what an earlier process left open on the target: without this, its unfinished
-    /// transactions would hold their documents for a minute. Best effort.
-    pub async fn end_sessions(&self, sessions: &[Bson]) {
+    /// transactions would hold their documents for a minute. Best effort; returns whether it is done.
+    pub async fn end_sessions(&self, sessions: &[Bson]) -> bool {
         if sessions.is_empty() {
-            return;
+            return true;
         }
         let ids: Vec<Document> = sessions.iter().map(|id| doc! {"id": id}).collect();
         let command = doc! {"killSessions": ids};
-        if let Err(error) = self.commands.write(Write::EndSessions, command).await {
-            tracing::debug!(%error, "old sessions end by themselves");
+        let ended = self.commands.write(Write::EndSessions, command).await;
+        if let Err(error) = &ended {
+            tracing::debug!(%error, "sessions end by themselves");
         }
+        ended.is_ok()
     }
 
     /// Changes the checkpoint outside a batch.
