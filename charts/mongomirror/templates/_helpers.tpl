@@ -3,15 +3,15 @@
 {{- end -}}
 
 {{/* What everything is called, or begins with. 52 characters leave room for "-leader" and the like,
-and for what Kubernetes adds to the names of pods. */}}
+and for what Kubernetes adds to the names of pods. A release may have dots in its name, a Service not. */}}
 {{- define "mongomirror.fullname" -}}
 {{- $name := include "mongomirror.name" . -}}
 {{- if .Values.fullnameOverride -}}
 {{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" -}}
 {{- else if contains $name .Release.Name -}}
-{{- .Release.Name | trunc 52 | trimSuffix "-" -}}
+{{- .Release.Name | replace "." "-" | trunc 52 | trimSuffix "-" -}}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name $name | trunc 52 | trimSuffix "-" -}}
+{{- printf "%s-%s" .Release.Name $name | replace "." "-" | trunc 52 | trimSuffix "-" -}}
 {{- end -}}
 {{- end -}}
 
