@@ -1,9 +1,10 @@
 //! The Helm chart: what it makes of values, what a real API server says to that, and the life of a
-//! release. `life` and `rights` need a control plane, `rendered` only helm.
+//! release. `life` and `rights` need a control plane, `rendered` and `values` only helm.
 
 mod life;
 mod rendered;
 mod rights;
+mod values;
 
 use std::path::{Path, PathBuf};
 
