@@ -8,7 +8,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 DEVELOPMENT := --workspace --locked --bins --example demo
 
 .DEFAULT_GOAL := help
-.PHONY: help build test fuzz fetch lint fmt crds chart bench demo clean
+.PHONY: help build test fuzz fetch lint fmt crds chart bench many demo clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,7 @@ build: ## Build the optimised program, target/release/mongomirror
 
 test: fetch ## Run all tests against real servers, which are fetched first
 	$(CARGO) test --locked --bench mirror -- --quick
+	$(CARGO) test --locked --bench many -- --quick
 	$(CARGO) test --workspace --locked
 
 fuzz: fetch ## Fuzz a mirror; MINUTES=120 SEED=7 VERSION=6.0.5 (or 6.0.27, both) WITH=zombies
@@ -53,6 +54,9 @@ chart: ## Write the chart's README and deploy/mongomirror.yaml
 
 bench: ## Measure against real servers
 	$(CARGO) bench --locked --bench mirror
+
+many: ## Measure one operator with many mirrors
+	$(CARGO) bench --locked --bench many
 
 demo: ## Show it all: real servers, an operator, a mirror, changes, a pause, the proof
 	$(CARGO) build $(DEVELOPMENT)

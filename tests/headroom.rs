@@ -8,6 +8,7 @@ use std::time::Duration;
 use bson::{Document, doc};
 use common::{PATIENCE, assert_equal, show_logs};
 use mongodb::Client;
+use mongomirror::engine::connection::shared::Clients;
 use mongomirror::engine::headroom::{Headroom, Left};
 use mongomirror::engine::progress::{Phase, Progress};
 use mongomirror::resource::MongoMirrorSpec;
@@ -29,7 +30,7 @@ impl Place {
         show_logs();
         let (registry, key) = (Registry::default(), MirrorKey::new("tests", "shop"));
         Self {
-            slot: Slot::new(key.clone(), registry.clone()),
+            slot: Slot::new(key.clone(), registry.clone(), Clients::default()),
             registry,
             key,
             uris: [source, target],

@@ -58,6 +58,11 @@ async fn what_cannot_be_run_is_refused_with_what_to_write_instead() {
             "spec.source.uriSecretRef.name",
         ),
     ];
+    let table = table.into_iter().chain([
+        (target("stateDatabase: Shop_Backup"), "a name of its own"),
+        (target("stateDatabase: shop"), "a name of its own"),
+        (target("stateDatabase: Local"), "belong to MongoDB"),
+    ]);
     for (manifest, sentence) in table {
         let said = cluster.refused(&manifest).await;
         assert!(said.contains(sentence), "{manifest}\n{said}");
@@ -75,6 +80,7 @@ async fn what_cannot_be_run_is_refused_with_what_to_write_instead() {
     // Both databases stay for good; a default that is written out is no change.
     cluster.apply(&of("shop", "")).await;
     cluster.apply(&target("database: shop_backup")).await;
+    cluster.apply(&target("stateDatabase: mongomirror")).await;
     cluster.apply(&of("shop", "")).await;
     for (manifest, sentence) in [
         (
@@ -84,6 +90,10 @@ async fn what_cannot_be_run_is_refused_with_what_to_write_instead() {
         (
             target("database: another"),
             "the target's database cannot be changed",
+        ),
+        (
+            target("stateDatabase: another"),
+            "the state database cannot be changed",
         ),
     ] {
         let said = cluster.refused(&manifest).await;

@@ -74,8 +74,13 @@ async fn exactly_these_roles_are_enough(version: Version) {
     let (root, copies) = (from.client().await.unwrap(), to.client().await.unwrap());
     let (source, target) = (root.database("shop"), copies.database("shop_backup"));
     let series = ["--time-series", "readings"];
+    let notes = ["--state-database", "notes"];
     let reads = create(&from, &[&["--source", "shop"], &series[..]].concat()).await;
-    let writes = create(&to, &[&["--target", "shop_backup"], &series[..]].concat()).await;
+    let writes = create(
+        &to,
+        &[&["--target", "shop_backup"], &series[..], &notes].concat(),
+    )
+    .await;
     let of = |names: &[String]| {
         names
             .iter()
@@ -99,11 +104,12 @@ async fn exactly_these_roles_are_enough(version: Version) {
         run(&source, command).await;
     }
     changes(&source, 1).await;
-    let config = config(
+    let mut config = config(
         &from.uri_as("reader", "canary-r"),
         &to.uri_as("writer", "canary-w"),
         "shop",
     );
+    config.state_database = "notes".into();
     let mirror = MirrorHandle::start(config.clone());
     mirroring(&mirror).await;
     changes(&source, 2).await;

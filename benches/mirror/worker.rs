@@ -203,6 +203,7 @@ fn config(source: &str, target: &str, lanes: usize) -> Result<MirrorConfig> {
         selection: Selection::default(),
         holder: None,
         read_from: Default::default(),
+        state_database: "mongomirror".to_owned(),
         on_existing_data: Default::default(),
         on_deselected: Default::default(),
         on_history_lost: OnHistoryLost::default(),

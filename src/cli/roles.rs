@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::printer::Printer;
 use crate::engine::state::BUCKETS;
-use crate::resource::validation::{SpecError, check_database};
+use crate::resource::validation::{DEFAULT_STATE_DATABASE, SpecError, check_database};
 
 /// Print the MongoDB roles that a mirror's users need, and nothing more.
 ///
@@ -18,6 +18,15 @@ pub struct Arguments {
     /// The target database: prints the role that writes it, and the mirror's own notes.
     #[arg(long, value_name = "DATABASE", value_parser = database)]
     target: Option<String>,
+
+    /// The database in which the mirror keeps its memory: `spec.target.stateDatabase`.
+    #[arg(
+        long,
+        value_name = "DATABASE",
+        value_parser = database,
+        default_value = DEFAULT_STATE_DATABASE,
+    )]
+    state_database: String,
 
     /// A time series of the source. May be given several times.
     #[arg(long, value_name = "COLLECTION")]
@@ -35,7 +44,8 @@ fn database(name: &str) -> Result<String, SpecError> {
 pub fn execute(arguments: &Arguments, printer: &Printer) {
     let series = &arguments.time_series;
     let source = arguments.source.as_deref().map(|name| source(name, series));
-    let target = arguments.target.as_deref().map(|name| target(name, series));
+    let target = arguments.target.as_deref();
+    let target = target.map(|name| target_role(name, &arguments.state_database, series));
     if arguments.json {
         let all: Vec<&Value> = source.iter().chain(&target).collect();
         printer.result(&format!("{:#}\n", json!(all)));
@@ -108,7 +118,7 @@ fn source(database: &str, series: &[String]) -> Value {
 }
 
 /// Writes one database, whatever its validators say, and the mirror's own notes.
-fn target(database: &str, series: &[String]) -> Value {
+fn target_role(database: &str, memory: &str, series: &[String]) -> Value {
     const WRITE: [&str; 9] = [
         "find",
         "insert",
@@ -141,7 +151,7 @@ fn target(database: &str, series: &[String]) -> Value {
         on(database, "", &all),
         on(database, "system.js", &WRITE),
         on(database, "system.views", &["find"]),
-        on("mongomirror", "", &notes),
+        on(memory, "", &notes),
     ];
     privileges.extend(on_buckets(database, series, &WRITE));
     role("target", database, privileges)

@@ -16,6 +16,7 @@ use super::display::Display;
 use super::follow::Follower;
 use super::manifest::{Manifest, ManifestError};
 use super::printer::Printer;
+use crate::engine::connection::shared::Clients;
 use crate::http::Server;
 use crate::runner::readiness::Readiness;
 use crate::runner::registry::{MirrorKey, Registry};
@@ -66,6 +67,7 @@ pub async fn execute(
 
     let mut mirrors = Mirrors {
         registry: registry.clone(),
+        clients: Clients::default(),
         slots: BTreeMap::new(),
         ending: BTreeMap::new(),
     };
@@ -117,6 +119,7 @@ pub async fn execute(
 /// The mirrors of the file.
 struct Mirrors {
     registry: Registry,
+    clients: Clients,
     slots: BTreeMap<MirrorKey, Slot>,
     /// Mirrors that are no longer in the file: their targets are being armed.
     ending: BTreeMap<MirrorKey, JoinHandle<()>>,
@@ -137,9 +140,9 @@ impl Mirrors {
         }
         self.ending.retain(|_, ending| !ending.is_finished());
         for key in manifest.mirrors.keys() {
-            self.slots
-                .entry(key.clone())
-                .or_insert_with(|| Slot::new(key.clone(), self.registry.clone()));
+            self.slots.entry(key.clone()).or_insert_with(|| {
+                Slot::new(key.clone(), self.registry.clone(), self.clients.clone())
+            });
         }
         // All at once: a mirror that takes its time to stop does not hold up the others.
         join_all(self.slots.iter_mut().filter_map(|(key, slot)| {

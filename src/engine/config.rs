@@ -23,6 +23,8 @@ pub struct MirrorConfig {
     pub read_from: ReadFrom,
     /// The database that becomes equal to it.
     pub target: Endpoint,
+    /// The database beside it in which the mirror keeps its memory.
+    pub state_database: String,
     /// Which collections take part.
     pub selection: Selection,
     /// What to do with a target that is not empty when the mirror begins.

@@ -171,7 +171,7 @@ pub enum Error {
     #[error(
         "the target database {database:?} already belongs to a mirror of {owner}: choose another \
          target, or drop the database and delete the document {{_id: {database:?}}} from \
-         mongomirror.checkpoints on the target"
+         the checkpoints in the mirror's state database"
     )]
     TargetBusy {
         /// The database's name.
@@ -184,7 +184,7 @@ pub enum Error {
         "what the source {from:?} holds comes from the target {to:?} itself, by another \
          mirror: each would write the other's changes for ever. To turn the direction round, delete \
          the other MongoMirror first; where that is gone already, its document in \
-         mongomirror.checkpoints on the source"
+         the checkpoints of its state database on the source"
     )]
     Ring {
         /// The source database's name.
@@ -211,7 +211,7 @@ pub enum Error {
     #[error(
         "none of the collections that were mirrored from {0:?} exists there any more, but others \
          do: the source seems to have been made anew. Check the connection string; to mirror this \
-         source, drop the target database and its document in mongomirror.checkpoints"
+         source, drop the target database and its document in the state database's checkpoints"
     )]
     SourceReplaced(String),
     /// A newer run of the same mirror took over.
@@ -236,8 +236,8 @@ pub enum Error {
     /// The state is not as any version would have written it.
     #[error(
         "what the mirror remembers on the target is damaged ({0}), and nothing is guessed: put the \
-         documents in the database mongomirror back as they were, or drop the target database and \
-         its document in mongomirror.checkpoints to copy again; the target was not touched"
+         documents of its state database back as they were, or drop the target database and \
+         its document in the state database's checkpoints to copy again; the target was not touched"
     )]
     CheckpointDamaged(String),
     /// The target refuses more documents than are noted one by one.
@@ -533,7 +533,10 @@ fn describe(error: &DriverError) -> String {
         ErrorKind::ServerSelection { .. } => "no suitable server answers: check host names, \
              ports, TLS and that the replica set has a primary"
             .to_owned(),
-        ErrorKind::DnsResolve { .. } => "the host name cannot be resolved".to_owned(),
+        // Names and options as DNS gave them: nothing in it is secret.
+        ErrorKind::DnsResolve { message, .. } => {
+            format!("the host names cannot be resolved ({message})")
+        }
         ErrorKind::Io(error) => format!("connection failed ({})", error.kind()),
         ErrorKind::ConnectionPoolCleared { .. } => "connection lost".to_owned(),
         ErrorKind::InvalidTlsConfig { .. } => "the TLS settings are invalid".to_owned(),

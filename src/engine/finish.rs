@@ -80,7 +80,7 @@ async fn take_over(
     announced: Document,
     may: impl Fn(&Checkpoint) -> bool,
 ) -> Result<Option<Taken>> {
-    let mut state = StateStore::new(client, &config.target.database);
+    let mut state = StateStore::new(client, &config.state_database, &config.target.database);
     let is_ours = |found: &Checkpoint| is_ours(config, found) && may(found);
     let Some(checkpoint) = state.load().await?.filter(is_ours) else {
         return Ok(None);

@@ -14,7 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::command::{Commands, number};
 use super::config::MirrorConfig;
-use super::connection::client::connect;
+use super::connection::shared::Clients;
 use super::error::{Error, Result, Side, code};
 use super::position::ClusterTime;
 use super::progress::Progress;
@@ -311,13 +311,19 @@ fn parse(status: &Document, size: &Document) -> Option<Oplog> {
 /// over; the target is asked for it unless it is `known`.
 pub fn watch_over(
     config: MirrorConfig,
+    clients: Clients,
     known: Option<ClusterTime>,
     publish: watch::Sender<Progress>,
 ) -> AbortOnDropHandle<()> {
-    AbortOnDropHandle::new(tokio::spawn(watch(config, known, publish)))
+    AbortOnDropHandle::new(tokio::spawn(watch(config, clients, known, publish)))
 }
 
-async fn watch(config: MirrorConfig, known: Option<ClusterTime>, publish: watch::Sender<Progress>) {
+async fn watch(
+    config: MirrorConfig,
+    clients: Clients,
+    known: Option<ClusterTime>,
+    publish: watch::Sender<Progress>,
+) {
     let mut every = tokio::time::interval(EVERY_PAUSED);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let started = tokio::time::Instant::now();
@@ -327,16 +333,16 @@ async fn watch(config: MirrorConfig, known: Option<ClusterTime>, publish: watch:
         every.tick().await;
         let measured = async {
             if position.is_none() {
-                position = Some(position_of(&config).await?);
+                position = Some(position_of(&config, &clients).await?);
             }
             let Some(Some(position)) = position else {
                 return Ok(None);
             };
-            let client = match &source {
-                Some(client) => client,
-                None => source.insert(connect(&config.source, Side::Source).await?),
+            let connection = match &source {
+                Some(connection) => connection,
+                None => source.insert(clients.connect(&config.source, Side::Source).await?),
             };
-            Ok(Some((position, measure(client).await)))
+            Ok(Some((position, measure(connection.client()).await)))
         };
         let headroom = match measured.await {
             Ok(None) => return,
@@ -350,11 +356,15 @@ async fn watch(config: MirrorConfig, known: Option<ClusterTime>, publish: watch:
 }
 
 /// Where a mirror stands, as the target remembers; `None` if it has not begun.
-async fn position_of(config: &MirrorConfig) -> Result<Option<ClusterTime>> {
-    let client = connect(&config.target, Side::Target).await?;
-    let state = StateStore::new(&client, &config.target.database);
+async fn position_of(config: &MirrorConfig, clients: &Clients) -> Result<Option<ClusterTime>> {
+    let connection = clients.connect(&config.target, Side::Target).await?;
+    let state = StateStore::new(
+        connection.client(),
+        &config.state_database,
+        &config.target.database,
+    );
     let checkpoint = state.load().await;
-    client.shutdown().immediate(true).await;
+    connection.close().await;
     let checkpoint = checkpoint?.filter(|checkpoint| checkpoint.mirror == config.name);
     let position = checkpoint.and_then(|checkpoint| checkpoint.position);
     Ok(position.map(|position| position.time))

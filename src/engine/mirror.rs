@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::config::{MirrorConfig, OnHistoryLost};
+use super::connection::shared::Clients;
 use super::error::{Error, Side, code};
 use super::headroom;
 use super::owner::{End, Kept, Owner};
@@ -47,6 +48,7 @@ pub struct Before {
 /// Runs the mirror until it is asked to stop. Everything that happens shows in the progress.
 pub async fn run(
     config: &MirrorConfig,
+    clients: &Clients,
     publish: &watch::Sender<Progress>,
     requests: &mut mpsc::Receiver<Request>,
     stop: &CancellationToken,
@@ -55,7 +57,7 @@ pub async fn run(
     let mut before = Before::default();
     loop {
         let started = tokio::time::Instant::now();
-        let error = match run_once(config, publish, requests, stop, &mut before).await {
+        let error = match run_once(config, clients, publish, requests, stop, &mut before).await {
             Ok(End::Stopped) => break,
             Ok(End::Resync(done)) => {
                 tracing::info!(mirror = %config.name, "beginning anew over what the target holds, as asked");
@@ -69,7 +71,7 @@ pub async fn run(
         if !matches!(error, Error::Fenced { .. }) {
             before.watch.get_or_insert_with(|| {
                 let position = publish.borrow().position;
-                headroom::watch_over(config.clone(), position, publish.clone())
+                headroom::watch_over(config.clone(), clients.clone(), position, publish.clone())
             });
         }
         if started.elapsed() > HEALTHY {
@@ -195,6 +197,7 @@ async fn rest(
 
 async fn run_once(
     config: &MirrorConfig,
+    clients: &Clients,
     publish: &watch::Sender<Progress>,
     requests: &mut mpsc::Receiver<Request>,
     stop: &CancellationToken,
@@ -202,7 +205,7 @@ async fn run_once(
 ) -> Result<End, Error> {
     let planned = tokio::select! {
         () = stop.cancelled() => return Ok(End::Stopped),
-        planned = prepare(config, publish, before) => planned?,
+        planned = prepare(config, clients, publish, before) => planned?,
     };
     before.watch = None;
     for done in before.asked.drain(..) {

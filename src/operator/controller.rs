@@ -28,6 +28,7 @@ use super::backoff::Backoff;
 use super::publish::Publisher;
 use super::report;
 use super::secrets::{self, SecretError, SecretReader, SecretVersions};
+use crate::engine::connection::shared::Clients;
 use crate::engine::progress::Problem;
 use crate::reason::Reason;
 use crate::resource::spec::DeletionPolicy;
@@ -61,6 +62,8 @@ pub struct Context {
     pub recorder: Recorder,
     /// Where mirrors are listed.
     pub registry: Registry,
+    /// What mirrors of one connection string share.
+    pub clients: Clients,
     /// The process is to end, and not only the leadership of this one.
     pub shutdown: CancellationToken,
     /// The resources as last seen.
@@ -146,7 +149,7 @@ impl Keeper {
             context.secrets.clone(),
         );
         Self {
-            slot: Slot::new(key, context.registry.clone()),
+            slot: Slot::new(key, context.registry.clone(), context.clients.clone()),
             secrets,
             context,
             resource: None,

@@ -41,6 +41,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::engine::connection::shared::Clients;
 use crate::resource::MongoMirror;
 use crate::runner::readiness::Readiness;
 use crate::runner::registry::{MirrorKey, Registry};
@@ -165,6 +166,7 @@ impl Operator {
                 recorder: Recorder::new(client.clone(), reporter()),
                 client,
                 registry,
+                clients: Clients::default(),
                 shutdown,
                 mirrors: mirrors_reader,
                 secrets: secrets_reader,

@@ -1,7 +1,8 @@
 //! Writes a mirror's status, as rarely as its readers allow.
 //!
 //! A status is a write to etcd and an event for everyone who watches. So: at once when something
-//! happened, every few seconds while numbers move, and not at all when nothing does.
+//! happened, every few seconds while a copy makes progress, a few times a minute while the lag does,
+//! once a minute while only time goes by, and not at all when nothing does.
 
 use std::time::Duration;
 
@@ -25,10 +26,12 @@ use crate::runner::words;
 const FIELD_MANAGER: &str = "mongomirror";
 /// A write that takes longer is tried again; the API server answers in milliseconds.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Between two writes while progress or lag moves.
-const SOON: Duration = Duration::from_secs(3);
-/// Between two writes while only time goes by.
-const CALM: Duration = Duration::from_secs(10);
+/// Between two writes while a copy, which comes to an end, makes progress.
+const PROGRESS: Duration = Duration::from_secs(3);
+/// Between two writes while the lag moves.
+const SOON: Duration = Duration::from_secs(10);
+/// Between two writes while only time goes by. Five hundred idle mirrors are eight writes a second.
+const CALM: Duration = Duration::from_secs(60);
 
 /// How soon a status must be written. Ordered.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -39,6 +42,8 @@ enum Haste {
     Calm,
     /// Numbers or texts differ.
     Soon,
+    /// A copy made progress.
+    Progress,
     /// Something happened.
     Now,
 }
@@ -63,6 +68,8 @@ pub struct Publisher {
     uid: String,
     written: MongoMirrorStatus,
     written_at: Option<Instant>,
+    /// Intervals are so much of what they are called, each publisher's a little different.
+    pace: f64,
     not_before: Option<Instant>,
     backoff: Backoff,
 }
@@ -92,6 +99,7 @@ impl Publisher {
             uid,
             written,
             written_at: None,
+            pace: rand::random_range(0.85..=1.0),
             not_before: None,
             backoff: Backoff::default(),
         }
@@ -111,10 +119,15 @@ impl Publisher {
     /// later. Does not take longer than [`WRITE_TIMEOUT`], and as long for events.
     pub async fn publish(&mut self, status: MongoMirrorStatus) -> Option<Instant> {
         let now = Instant::now();
-        let after = |wait| self.written_at.map_or(now, |written_at| written_at + wait);
+        // Many mirrors that came together must not write in step.
+        let after = |wait: Duration| {
+            let wait = wait.mul_f64(self.pace);
+            self.written_at.map_or(now, |written_at| written_at + wait)
+        };
         let due = match haste(&self.written, &status) {
             Haste::Never => return None,
             Haste::Now => now,
+            Haste::Progress => after(PROGRESS),
             Haste::Soon => after(SOON),
             Haste::Calm => after(CALM),
         };
@@ -187,8 +200,10 @@ fn haste(written: &MongoMirrorStatus, wanted: &MongoMirrorStatus) -> Haste {
     if happened {
         return Haste::Now;
     }
-    let moved = written.initial_sync != wanted.initial_sync
-        || written.unsupported != wanted.unsupported
+    if written.initial_sync != wanted.initial_sync {
+        return Haste::Progress;
+    }
+    let moved = written.unsupported != wanted.unsupported
         || written.apply_form != wanted.apply_form
         || written.message != wanted.message
         || magnitude(written.lag_milliseconds) != magnitude(wanted.lag_milliseconds);
@@ -261,7 +276,7 @@ mod tests {
     fn what_moves_is_told_soon() {
         assert_eq!(
             haste_of(|s| s.initial_sync = Some(InitialSyncStatus::default())),
-            Haste::Soon
+            Haste::Progress
         );
         assert_eq!(haste_of(|s| s.lag_milliseconds = Some(2000)), Haste::Soon);
         assert_eq!(haste_of(|s| s.lag_milliseconds = None), Haste::Soon);

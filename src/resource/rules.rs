@@ -8,6 +8,10 @@ use kube::core::Rule;
 const TARGET: &str = "(has(self.target) && has(self.target.database) ? self.target.database : \
                       self.source.database + '_backup')";
 
+/// The database of the mirror's memory.
+const STATE: &str = "(has(self.target) && has(self.target.stateDatabase) ? \
+                     self.target.stateDatabase : 'mongomirror')";
+
 /// Whether the target has a name of its own.
 const IS_NAMED: &str = "(has(self.target) && has(self.target.database))";
 
@@ -57,6 +61,33 @@ pub(super) fn default_target_fits() -> Rule {
     Rule::new(format!("{IS_NAMED} || size(self.source.database) <= 56")).message(
         "the default name of the target, the source's name and \"_backup\", is longer than 63 \
          characters: set spec.target.database",
+    )
+}
+
+/// The mirror's memory stays where it is: without it, the mirror would begin anew.
+pub(super) fn state_stays() -> Rule {
+    let before = STATE.replace("self.", "oldSelf.");
+    Rule::new(format!("{STATE} == {before}")).message(
+        "the state database cannot be changed: create another MongoMirror, and delete this one; \
+         its target stays where it is",
+    )
+}
+
+/// Nobody's memory is in a database of MongoDB.
+pub(super) fn state_is_not_mongodbs() -> Rule {
+    Rule::new("!(self.lowerAscii() in ['admin', 'config', 'local'])").message(
+        "admin, config and local belong to MongoDB: write another name for the state database",
+    )
+}
+
+/// A mirror does not copy its own memory, nor over it.
+pub(super) fn state_is_apart() -> Rule {
+    Rule::new(format!(
+        "!({STATE}.lowerAscii() in [{TARGET}.lowerAscii(), self.source.database.lowerAscii()])"
+    ))
+    .message(
+        "the state database is the source or the target itself: set spec.target.stateDatabase to a \
+         name of its own, or leave the field out",
     )
 }
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::rules;
 use super::status::MongoMirrorStatus;
+use super::validation::DEFAULT_STATE_DATABASE;
 
 /// What to mirror, and where to.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -107,7 +108,9 @@ use super::status::MongoMirrorStatus;
 #[x_kube(
     validation = rules::target_stays(),
     validation = rules::default_target_fits(),
-    validation = rules::two_databases()
+    validation = rules::two_databases(),
+    validation = rules::state_stays(),
+    validation = rules::state_is_apart()
 )]
 pub struct MongoMirrorSpec {
     /// Whether the mirror runs. Set it to false to pause: the batch in hand is finished, the
@@ -255,7 +258,7 @@ pub enum ReadPreference {
 }
 
 /// The database that becomes equal to the source.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct TargetSpec {
     /// The Secret that holds the connection string of the target's deployment, a replica set.
@@ -281,6 +284,30 @@ pub struct TargetSpec {
     #[schemars(length(min = 1, max = 63), regex(pattern = DATABASE_NAME))]
     #[x_kube(validation = rules::target_is_a_users())]
     pub database: Option<String>,
+
+    /// The database beside the target in which the mirror keeps its memory: checkpoints, what is
+    /// copied, what was refused. All mirrors of a deployment may share one. It cannot be changed
+    /// later.
+    #[serde(default = "state_database")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = DATABASE_NAME))]
+    #[x_kube(validation = rules::state_is_not_mongodbs())]
+    pub state_database: String,
+}
+
+fn state_database() -> String {
+    DEFAULT_STATE_DATABASE.to_owned()
+}
+
+impl Default for TargetSpec {
+    fn default() -> Self {
+        Self {
+            uri_secret_ref: None,
+            tls: None,
+            on_existing_data: OnExistingData::default(),
+            database: None,
+            state_database: state_database(),
+        }
+    }
 }
 
 /// What to do with a target that holds collections before the mirror has made any. Refuse: nothing,

@@ -49,7 +49,7 @@ pub struct MongoMirrorStatus {
     pub phase: Phase,
 
     /// The target is exactly what the source was at this time of the source's cluster. Absent
-    /// until the first such time. Refreshed every few seconds.
+    /// until the first such time. Refreshed every minute, and whenever something else changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "time")]
     pub consistent_at: Option<Time>,

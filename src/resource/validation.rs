@@ -16,6 +16,9 @@ use crate::reason::Reason;
 /// Databases of MongoDB itself, and the one in which mirrors keep their checkpoints.
 const RESERVED: &[&str] = &["admin", "config", "local", "mongomirror"];
 
+/// Where mirrors keep their memory, unless another database is asked for.
+pub const DEFAULT_STATE_DATABASE: &str = "mongomirror";
+
 /// What a target is called by default: the source's name and this.
 const DEFAULT_TARGET_SUFFIX: &str = "_backup";
 
@@ -91,6 +94,8 @@ pub struct ValidSpec {
     pub read_preference: ReadPreference,
     /// The database that becomes equal to it.
     pub target: ValidSide,
+    /// Where the mirror keeps its memory.
+    pub state_database: String,
     /// Patterns of collections that take part; empty means all.
     pub include: Vec<String>,
     /// Patterns of collections that do not.
@@ -185,12 +190,31 @@ pub fn validate(spec: &MongoMirrorSpec) -> Result<ValidSpec, SpecError> {
     if target.secret == source.secret && is_same_name(&target.database, &source.database) {
         return Err(SpecError::SameDatabase(target.database));
     }
+    let state_database = check_database("spec.target.stateDatabase", &given.state_database)?;
+    let others = [
+        "admin",
+        "config",
+        "local",
+        &source.database,
+        &target.database,
+    ];
+    if others
+        .iter()
+        .any(|other| is_same_name(other, &state_database))
+    {
+        return Err(invalid(
+            "spec.target.stateDatabase",
+            "it is the source, the target, or a database of MongoDB's: write a name of its own, or \
+             leave the field out",
+        ));
+    }
     let collections = spec.collections.clone().unwrap_or_default();
     Ok(ValidSpec {
         enabled: spec.enabled,
         source,
         read_preference: spec.source.read_preference,
         target,
+        state_database,
         include: check_patterns("spec.collections.include", collections.include)?,
         exclude: check_patterns("spec.collections.exclude", collections.exclude)?,
         on_deselected: collections.on_deselected,
@@ -355,6 +379,7 @@ fn invalid(field: &str, reason: &'static str) -> SpecError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::resource::spec::TargetSpec;
 
     fn spec(yaml: &str) -> MongoMirrorSpec {
         serde_saphyr::from_str(yaml).unwrap()
@@ -388,6 +413,24 @@ mod tests {
         assert_eq!(valid.target.database, "x");
         assert_eq!(valid.include, ["a*"]);
         assert_eq!(valid.exclude, ["ab"]);
+    }
+
+    #[test]
+    fn a_mirrors_memory_has_a_database_of_its_own() {
+        let of = |name: &str| {
+            let mut spec = minimal();
+            spec.target = Some(TargetSpec {
+                state_database: name.into(),
+                ..TargetSpec::default()
+            });
+            validate(&spec)
+        };
+        assert_eq!(validate(&minimal()).unwrap().state_database, "mongomirror");
+        assert_eq!(of("notes").unwrap().state_database, "notes");
+        for taken in ["ordersDB", "ORDERSDB_backup", "Admin", "local", "a.b", ""] {
+            let error = of(taken).unwrap_err().to_string();
+            assert!(error.contains("spec.target.stateDatabase"), "{error}");
+        }
     }
 
     #[test]

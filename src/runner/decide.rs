@@ -135,6 +135,7 @@ fn differences(new: &MirrorConfig, old: &MirrorConfig) -> Vec<&'static str> {
         source,
         read_from,
         target,
+        state_database,
         selection,
         on_existing_data,
         on_deselected,
@@ -167,6 +168,7 @@ fn differences(new: &MirrorConfig, old: &MirrorConfig) -> Vec<&'static str> {
             target.database != old.target.database,
             "the target database",
         ),
+        (*state_database != old.state_database, "the state database"),
         (*selection != old.selection, "the selection of collections"),
         (
             *on_existing_data != old.on_existing_data,

@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::config::MirrorConfig;
+use crate::engine::connection::shared::Clients;
 use crate::engine::finish as engine_finish;
 pub use crate::engine::finish::End;
 use crate::engine::mirror;
@@ -45,7 +46,8 @@ pub async fn finish(config: MirrorConfig, end: End) {
             database = config.target.database,
             reason = %error.reason(),
             "the target could not be deleted: {error}; drop the database, and its document in \
-             mongomirror.checkpoints"
+             {}.checkpoints",
+            config.state_database
         ),
         Ok(true) => tracing::info!(
             mirror = %config.name,
@@ -79,12 +81,23 @@ pub struct MirrorHandle {
 }
 
 impl MirrorHandle {
-    /// Starts a mirror; returns at once. Problems show in its progress.
+    /// Starts a mirror with connections of its own; returns at once. Problems show in its progress.
     pub fn start(config: MirrorConfig) -> Self {
+        Self::start_among(config, &Clients::default())
+    }
+
+    /// The same, where others may use its connections, too.
+    pub fn start_among(config: MirrorConfig, clients: &Clients) -> Self {
         let (publish, progress) = watch::channel(Progress::default());
         let stop = CancellationToken::new();
         let (requests, asked) = mpsc::channel(REQUESTS);
-        let supervised = supervise(config.clone(), publish, asked, stop.clone());
+        let supervised = supervise(
+            config.clone(),
+            clients.clone(),
+            publish,
+            asked,
+            stop.clone(),
+        );
         let task = tokio::spawn(supervised);
         Self {
             config,
@@ -129,13 +142,14 @@ impl Drop for MirrorHandle {
 /// Runs the mirror until it is asked to stop, and starts it again should it panic.
 async fn supervise(
     config: MirrorConfig,
+    clients: Clients,
     publish: watch::Sender<Progress>,
     mut requests: mpsc::Receiver<Request>,
     stop: CancellationToken,
 ) {
     loop {
         // What it owns is dropped with it, and what it shares is only ever replaced as a whole.
-        let run = mirror::run(&config, &publish, &mut requests, &stop);
+        let run = mirror::run(&config, &clients, &publish, &mut requests, &stop);
         match AssertUnwindSafe(run).catch_unwind().await {
             Ok(()) => return,
             Err(_) => {

@@ -7,6 +7,7 @@ use super::MirrorHandle;
 use super::decide::{Current, Decision, Desired, Why, decide};
 use super::registry::{Feed, Listing, MirrorKey, Registry};
 use crate::engine::config::MirrorConfig;
+use crate::engine::connection::shared::Clients;
 use crate::engine::headroom;
 use crate::engine::progress::{Link, Phase, Problem, Progress};
 use crate::resource::MongoMirrorSpec;
@@ -18,6 +19,7 @@ use crate::resource::validation::{ValidSpec, target_database};
 pub struct Slot {
     key: MirrorKey,
     registry: Registry,
+    clients: Clients,
     running: Option<Running>,
     /// What the last mirror in this place came to.
     last: Progress,
@@ -37,9 +39,9 @@ struct Watch {
 }
 
 impl Watch {
-    fn start(config: MirrorConfig, last: Progress) -> Self {
+    fn start(config: MirrorConfig, clients: Clients, last: Progress) -> Self {
         let (publish, progress) = watch::channel(last);
-        let task = headroom::watch_over(config.clone(), None, publish);
+        let task = headroom::watch_over(config.clone(), clients, None, publish);
         Self {
             config,
             progress,
@@ -77,10 +79,11 @@ impl From<&MongoMirrorSpec> for Names {
 
 impl Slot {
     /// An empty place.
-    pub fn new(key: MirrorKey, registry: Registry) -> Self {
+    pub fn new(key: MirrorKey, registry: Registry, clients: Clients) -> Self {
         Self {
             key,
             registry,
+            clients,
             running: None,
             last: Progress::default(),
             names: None,
@@ -142,7 +145,7 @@ impl Slot {
                     // the same content.
                     Some(running) => running.spec = spec,
                     None => {
-                        let handle = MirrorHandle::start((**config).clone());
+                        let handle = MirrorHandle::start_among((**config).clone(), &self.clients);
                         self.config = Some((**config).clone());
                         self.running = Some(Running { spec, handle });
                     }
@@ -192,7 +195,7 @@ impl Slot {
             return;
         }
         let last = at_rest(self.last.clone(), Phase::Paused);
-        self.watch = paused.map(|config| Watch::start(*config, last));
+        self.watch = paused.map(|config| Watch::start(*config, self.clients.clone(), last));
     }
 
     fn list(&mut self, desired: Desired, names: Names) {
@@ -300,7 +303,7 @@ mod tests {
         const OFF: &str = "{enabled: false, source: {uriSecretRef: {name: a}, database: x}}";
         const WRONG: &str = "source: {uriSecretRef: {name: a}, database: admin}";
         let registry = Registry::default();
-        let mut slot = Slot::new(key(), registry.clone());
+        let mut slot = Slot::new(key(), registry.clone(), Clients::default());
 
         let waits = settle(&mut slot, ON, None).await;
         assert_eq!(

@@ -204,6 +204,7 @@ pub fn translate(
             spec::ReadPreference::Nearest => ReadFrom::Nearest,
         },
         target,
+        state_database: spec.state_database.clone(),
         selection: Selection::new(spec.include.clone(), spec.exclude.clone())?,
         on_existing_data: match spec.on_existing_data {
             spec::OnExistingData::Refuse => OnExistingData::Refuse,

@@ -64,6 +64,7 @@ pub fn config(source: &str, target: &str, database: &str) -> MirrorConfig {
         name: format!("tests/{database}"),
         source: endpoint(source, database.to_owned()),
         target: endpoint(target, format!("{database}_backup")),
+        state_database: "mongomirror".to_owned(),
         selection: Selection::default(),
         holder: None,
         read_from: Default::default(),

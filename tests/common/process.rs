@@ -50,6 +50,11 @@ impl Manifest {
             )
             .expect("text");
         }
+        self.write(&text);
+    }
+
+    /// Lets the file be this.
+    pub fn write(&self, text: &str) {
         // In one step: a process may read it at any moment.
         let new = self.folder.path().join("new.yaml");
         std::fs::write(&new, text).expect("the manifest");

@@ -18,6 +18,7 @@
 //! - `cache.rs`: the cache of programs, shared by all processes of a user
 //! - `proxy.rs`: a network that can be cut, as [`Proxy`]
 //! - `disk.rs`: a disk that can be full, as [`Disk`]
+//! - `dns.rs`: names that only chosen processes see, as [`Dns`]
 //! - `process.rs`, `spawn.rs`, `scratch.rs`, `port.rs`: processes, temporary folders and ports
 //!   that are gone in the end, whichever way a test ends
 
@@ -26,6 +27,7 @@ mod certificates;
 pub mod chart;
 mod control_plane;
 mod disk;
+mod dns;
 mod error;
 mod mongod;
 mod port;
@@ -40,6 +42,7 @@ pub use cache::cache_folder;
 pub use certificates::{Authority, Certificate};
 pub use control_plane::{ControlPlane, ControlPlaneBuilder, Helm, Output, Request};
 pub use disk::Disk;
+pub use dns::{Dns, Entry};
 pub use error::{Error, Result};
 pub use mongod::{Builder, Node, ROOT_PASSWORD, ROOT_USER, ReplicaSet, Standalone};
 pub use process::Process;

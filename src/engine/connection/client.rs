@@ -15,9 +15,13 @@ const SERVER_SELECTION: Duration = Duration::from_secs(5);
 /// Longest wait for a TCP and TLS connection.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// Connections to one side: stream, monitor, writer, copy lanes (a reader or a writer each), and
-/// some for commands.
-const POOL: u32 = 24;
+/// Connections to a server: each mirror has a stream, a monitor, a writer, copy lanes (a reader or
+/// a writer each), and some commands, and bounds these itself. The driver has no word for no bound.
+const POOL: u32 = 10_000;
+
+/// A connection that was not needed for so long is closed: a copy needs more of them than what
+/// follows, and many mirrors may share them.
+const IDLE: Duration = Duration::from_secs(300);
 
 /// New connections at a time; the default of 2 makes a cold start crawl (`facts` rust B2).
 const CONNECTING: u32 = 8;
@@ -52,6 +56,7 @@ pub async fn connect(endpoint: &Endpoint, side: Side) -> Result<Client> {
     options.connect_timeout.get_or_insert(CONNECT);
     options.max_pool_size = Some(POOL);
     options.max_connecting = Some(CONNECTING);
+    options.max_idle_time.get_or_insert(IDLE);
     let reading = failed("read the certificates");
     let Some(tls) = &endpoint.tls else {
         return Client::with_options(options).map_err(failed("use the connection string"));

@@ -3,5 +3,6 @@
 pub mod client;
 pub mod members;
 pub mod probe;
+pub mod shared;
 pub mod tls;
 pub mod uri;

@@ -12,7 +12,7 @@ use mongodb::options::{Tls as DriverTls, TlsOptions};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 /// How a connection is encrypted. `Debug` shows no key.
-#[derive(Clone, PartialEq, Eq, Default)]
+#[derive(Clone, PartialEq, Eq, Hash, Default)]
 pub struct Tls {
     /// The authorities that the servers' certificates are checked with, as PEM; those that browsers
     /// trust, without.

@@ -62,7 +62,7 @@ pub enum UriError {
 ///
 /// `Debug` and `Display` show hosts only; the string itself is handed to the driver and nowhere
 /// else.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct ConnectionUri {
     uri: String,
     hosts: String,

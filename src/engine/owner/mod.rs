@@ -383,7 +383,7 @@ impl<'a> Owner<'a> {
 
     /// Whoever comes next need not wait to see whether this one still works.
     async fn let_go(&self) {
-        let set = doc! {"released": true};
+        let set = doc! {"released": true, "sessions": []};
         let noted = self
             .plan
             .state
@@ -397,10 +397,9 @@ impl<'a> Owner<'a> {
 
     /// Closes the connections; what the driver still does in the background would otherwise meet
     /// the end of the process.
-    async fn disconnect(&self) {
-        for client in [self.plan.source.client(), self.plan.target.db.client()] {
-            let shutdown = client.clone().shutdown().immediate(true);
-            let _ = tokio::time::timeout(DISCONNECT, shutdown.into_future()).await;
+    async fn disconnect(self) {
+        for connection in self.plan.connections {
+            connection.close().await;
         }
     }
 

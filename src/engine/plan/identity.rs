@@ -2,8 +2,7 @@
 
 use crate::engine::catalog::{self};
 use crate::engine::command::Commands;
-use crate::engine::config::{Endpoint, MirrorConfig};
-use crate::engine::connection::client::connect;
+use crate::engine::config::MirrorConfig;
 use crate::engine::connection::probe::{Server, probe};
 use crate::engine::error::{Error, Result, Side};
 use crate::engine::progress::Progress;
@@ -122,12 +121,11 @@ impl Identity<'_> {
 }
 
 pub(super) async fn reach(
-    endpoint: &Endpoint,
+    client: &Client,
     side: Side,
     publish: &watch::Sender<Progress>,
-) -> Result<(Client, Server)> {
-    let client = connect(endpoint, side).await?;
-    let server = probe(&client, side).await?;
+) -> Result<Server> {
+    let server = probe(client, side).await?;
     publish.send_modify(|progress| {
         let link = match side {
             Side::Source => &mut progress.source,
@@ -135,7 +133,7 @@ pub(super) async fn reach(
         };
         link.set(true, "");
     });
-    Ok((client, server))
+    Ok(server)
 }
 
 pub(super) fn is_same_deployment(a: &Server, b: &Server) -> bool {

@@ -24,6 +24,7 @@ use crate::engine::config::{MirrorConfig, OnExistingData};
 use crate::engine::connection::client::readable;
 use crate::engine::connection::members;
 use crate::engine::connection::probe::{TargetAbilities, operation_time, target_abilities};
+use crate::engine::connection::shared::{Clients, Connection, InUse};
 use crate::engine::copy::ranges::Ranges;
 use crate::engine::copy::split::{Size, size};
 use crate::engine::error::{Error, Result, Side};
@@ -32,9 +33,8 @@ use crate::engine::position::{Ahead, ClusterTime, Position, StartPoint};
 use crate::engine::progress::{Progress, VerificationResult};
 use crate::engine::quarantine::Quarantined;
 use crate::engine::state::{
-    BUCKETS, CatalogEntry, Checkpoint, CopyFigures, DATABASE, Outside, RangeEntry, RangeState,
-    StateStore, Way, encode_figures, encode_outside, encode_position, ranges_by_collection,
-    refuse_gaps,
+    BUCKETS, CatalogEntry, Checkpoint, CopyFigures, Outside, RangeEntry, RangeState, StateStore,
+    Way, encode_figures, encode_outside, encode_position, ranges_by_collection, refuse_gaps,
 };
 use crate::engine::stream::event::Uuid;
 use crate::engine::stream::reader::{Flags, probe_flags};
@@ -45,8 +45,8 @@ use identity::{Identity, is_same_deployment, reach, refuse_unless_empty};
 use origins::{refuse_ring, tell_chain};
 pub use taking::{name_as_uuid, ranges_between};
 
-/// Databases of the server's own, and ours.
-const FORBIDDEN: [&str; 4] = ["admin", "local", "config", DATABASE];
+/// Databases of the server's own.
+const FORBIDDEN: [&str; 3] = ["admin", "local", "config"];
 
 /// Everything a running mirror needs.
 pub struct Planned {
@@ -95,6 +95,10 @@ pub struct Planned {
     pub showing: Option<AbortOnDropHandle<()>>,
     /// Sessions to write with, one more than there are copy lanes.
     pub sessions: Vec<ClientSession>,
+    /// Nobody else may end them.
+    pub in_use: InUse,
+    /// To both sides.
+    pub connections: [Connection; 2],
 }
 
 /// Connects, checks, and plans.
@@ -103,25 +107,35 @@ pub struct Planned {
 /// Every refusal of [`Error`]; what the exchanges met.
 pub async fn prepare(
     config: &MirrorConfig,
+    clients: &Clients,
     publish: &watch::Sender<Progress>,
     known: &mut Before,
 ) -> Result<Planned> {
     let target_name = &config.target.database;
-    if FORBIDDEN.contains(&target_name.as_str()) {
-        return Err(Error::TargetForbidden(target_name.clone()));
+    for written in [target_name, &config.state_database] {
+        if FORBIDDEN.contains(&written.as_str()) {
+            return Err(Error::TargetForbidden(written.clone()));
+        }
     }
-    let (source_client, source_server) = reach(&config.source, Side::Source, publish).await?;
-    let (target_client, target_server) = reach(&config.target, Side::Target, publish).await?;
+    if [target_name, &config.source.database].contains(&&config.state_database) {
+        return Err(Error::TargetForbidden(config.state_database.clone()));
+    }
+    let source_connection = clients.connect(&config.source, Side::Source).await?;
+    let source_client = source_connection.client();
+    let source_server = reach(source_client, Side::Source, publish).await?;
+    let target_connection = clients.connect(&config.target, Side::Target).await?;
+    let target_client = target_connection.client();
+    let target_server = reach(target_client, Side::Target, publish).await?;
     if is_same_deployment(&source_server, &target_server) && config.source.database == *target_name
     {
         return Err(Error::SameDatabase(target_name.clone()));
     }
-    let source = readable(&source_client, config);
+    let source = readable(source_client, config);
     let target = Commands {
         side: Side::Target,
         db: target_client.database(target_name),
     };
-    let mut state = StateStore::new(&target_client, target_name);
+    let mut state = StateStore::new(target_client, &config.state_database, target_name);
     // These read what the mirror will read, so a missing privilege shows before anything is
     // written.
     catalog::list(&source, Side::Source).await?;
@@ -129,12 +143,12 @@ pub async fn prepare(
     let mut abilities = target_abilities(state.commands()).await?;
     abilities.internal_delta &= flags.internal
         && config.limits.internal_delta
-        && members::are_of_version(&target_client, &target_server.version).await;
+        && members::are_of_version(target_client, &target_server.version).await;
     let flags = Flags {
         internal: flags.internal && config.limits.internal_delta,
     };
     let source_identity = source_server.identity();
-    let origins = origins::origins(&source_client, &source_identity, config).await;
+    let origins = origins::origins(source_client, &source_identity, config).await;
     refuse_ring(&origins, &target_server.identity(), config)?;
     let identity = Identity {
         config,
@@ -161,7 +175,8 @@ pub async fn prepare(
             known.rival.refuse_another_holder(config, before, notes)?;
             known.rival.refuse_if_alive(before, notes)?;
             // What a killed process left open holds the checkpoint; it would hold us up too.
-            state.end_sessions(&before.sessions).await;
+            let left = target_connection.unused(&before.sessions);
+            state.end_sessions(&left).await;
         }
     }
     let reselects = identity.reselects(before.as_ref());
@@ -178,6 +193,7 @@ pub async fn prepare(
         .chain([&notes])
         .filter_map(|session| session.id().get("id").cloned())
         .collect();
+    let in_use = target_connection.uses(&ids);
     state
         .update(
             Write::NoteSessions,
@@ -190,7 +206,7 @@ pub async fn prepare(
     let showing = state.clone().keep_showing();
     let showing = AbortOnDropHandle::new(tokio::spawn(showing));
     // Of two that began at once, each sees the other only now.
-    let origins = origins::origins(&source_client, &identity.source, config).await;
+    let origins = origins::origins(source_client, &identity.source, config).await;
     refuse_ring(&origins, &target_server.identity(), config)?;
     tell_chain(&origins, config);
     let verified = state.load_verification().await?;
@@ -220,6 +236,8 @@ pub async fn prepare(
         showing: Some(showing),
         source_is_certain: identity.source.contains('/') && checkpoint.source.contains('/'),
         sessions,
+        in_use,
+        connections: [source_connection, target_connection],
     };
     planned.begin(config, known, checkpoint, reselects).await?;
     // Lanes of an earlier process could note something until the ranges were ours.

@@ -8,7 +8,7 @@ use mongodb::Client;
 
 use crate::engine::config::MirrorConfig;
 use crate::engine::error::{Error, Result};
-use crate::engine::state::{Origin, StateStore};
+use crate::engine::state::{Checkpoint, DATABASE, Origin, StateStore};
 
 /// Steps that are looked up.
 const MOST: usize = 32;
@@ -33,15 +33,7 @@ pub(super) async fn origins(client: &Client, source: &str, config: &MirrorConfig
         let Some(last) = origins.last().filter(|last| last.server == source) else {
             break;
         };
-        let before = match StateStore::new(client, &last.database).load().await {
-            // A mirror that has ended for good writes nothing any more.
-            Ok(before) => before.filter(|before| !before.ended),
-            Err(error) => {
-                tracing::debug!(mirror = %config.name, "whether the source is a mirror's target: {error}");
-                None
-            }
-        };
-        let Some(before) = before else {
+        let Some(before) = mirrored(client, &last.database, config).await else {
             break;
         };
         let next = Origin {
@@ -59,6 +51,23 @@ pub(super) async fn origins(client: &Client, source: &str, config: &MirrorConfig
         }
     }
     origins
+}
+
+/// What a mirror remembers whose target this database is. In which database that would be is not
+/// known: most use the usual one, and some, as this mirror may, another.
+async fn mirrored(client: &Client, database: &str, config: &MirrorConfig) -> Option<Checkpoint> {
+    let usual = (config.state_database != DATABASE).then_some(DATABASE);
+    for memory in [config.state_database.as_str()].into_iter().chain(usual) {
+        match StateStore::new(client, memory, database).load().await {
+            // A mirror that has ended for good writes nothing any more.
+            Ok(Some(before)) if !before.ended => return Some(before),
+            Ok(_) => {}
+            Err(error) => {
+                tracing::debug!(mirror = %config.name, "whether the source is a mirror's target: {error}");
+            }
+        }
+    }
+    None
 }
 
 /// Refuses a target from which the source's content comes.

@@ -1,4 +1,4 @@
-//! The mirror's memory: database `mongomirror` on the target.
+//! The mirror's memory: on the target's deployment, in the database `mongomirror` or another one.
 //!
 //! `checkpoints` has one small document per target database, the only one that every batch
 //! rewrites, inside the batch's own transaction. `catalog` and `ranges` are written when they
@@ -34,7 +34,7 @@ pub use codec::{binary, documents_of, uuid_of};
 pub use ranges::{RangeEntry, RangeState};
 pub use sound::{ranges_by_collection, refuse_gaps, refuse_unknown};
 
-/// The state database's name.
+/// The state database's name, unless another one is asked for.
 pub const DATABASE: &str = "mongomirror";
 
 const CHECKPOINTS: &str = "checkpoints";
@@ -54,13 +54,13 @@ pub struct StateStore {
 }
 
 impl StateStore {
-    /// The state of `target`, kept on the same deployment.
-    pub fn new(client: &Client, target: &str) -> Self {
+    /// The state of `target`, kept in `database` of the same deployment.
+    pub fn new(client: &Client, database: &str, target: &str) -> Self {
         Self {
             client: client.clone(),
             commands: Commands {
                 side: Side::Target,
-                db: client.database(DATABASE),
+                db: client.database(database),
             },
             target: target.to_owned(),
             fence: None,

@@ -31,6 +31,7 @@ pub(super) struct Options {
     auth: bool,
     tls: bool,
     client_certificates: bool,
+    certified_names: Vec<String>,
     cache_gb: f64,
     oplog_mb: Option<u32>,
     parameters: Vec<(String, String)>,
@@ -59,6 +60,7 @@ impl<T> Builder<T> {
             auth: false,
             tls: false,
             client_certificates: false,
+            certified_names: Vec::new(),
             cache_gb: SMALL_CACHE_GB,
             oplog_mb: None,
             parameters: parameters.map(|(k, v)| (k.into(), v.into())).into(),
@@ -93,6 +95,13 @@ impl<T> Builder<T> {
     /// Lets nobody in without TLS.
     pub fn tls(mut self, on: bool) -> Self {
         self.options.tls = on;
+        self
+    }
+
+    /// A name that the servers' certificates are for, too. Turns TLS on.
+    pub fn certified_name(mut self, name: impl Into<String>) -> Self {
+        self.options.certified_names.push(name.into());
+        self.options.tls = true;
         self
     }
 
@@ -149,7 +158,8 @@ impl Options {
     pub(super) fn access(&self, folder: &Path) -> Result<SharedAccess> {
         let tls = if self.tls {
             let authority = Authority::new("testbed mongod authority")?;
-            let server = authority.server("testbed mongod", &[])?;
+            let names: Vec<&str> = self.certified_names.iter().map(String::as_str).collect();
+            let server = authority.server("testbed mongod", &names)?;
             let client = authority.client("testbed", Some("testbed clients"))?;
             Some(TlsFiles {
                 ca: write_secret(folder, "ca.pem", authority.certificate())?,

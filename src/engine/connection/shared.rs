@@ -1,0 +1,240 @@
+//! The connections of a process: mirrors of one connection string share a client.
+//!
+//! A client watches over its servers with connections and tasks of its own, and most of a mirror's
+//! connections wait most of the time. Five hundred mirrors of one deployment need all that once.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use bson::Bson;
+use mongodb::Client;
+use tokio::sync::OnceCell;
+
+use super::client::connect;
+use super::tls::Tls;
+use super::uri::ConnectionUri;
+use crate::engine::config::Endpoint;
+use crate::engine::error::{Result, Side};
+
+/// Longest wait for a client to close its connections.
+const DISCONNECT: Duration = Duration::from_secs(2);
+
+/// All clients of a process. Never locked across an await.
+#[derive(Clone, Default)]
+pub struct Clients(Arc<Mutex<HashMap<Key, Weak<Shared>>>>);
+
+/// What makes two endpoints the same deployment for the same user.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Key(ConnectionUri, Option<Tls>);
+
+struct Shared {
+    key: Key,
+    client: OnceCell<Client>,
+    sessions: Sessions,
+}
+
+/// Sessions that mirrors of this process write with, and whose they are.
+type Sessions = Arc<Mutex<HashMap<Vec<u8>, Arc<()>>>>;
+
+/// A client for as long as it is needed. Others may have it, too.
+pub struct Connection {
+    clients: Clients,
+    shared: Arc<Shared>,
+    client: Client,
+}
+
+/// Sessions that are in use until this is dropped.
+pub struct InUse {
+    // Not the client itself: what is noted here does not keep it.
+    sessions: Sessions,
+    /// Told apart by its address.
+    whose: Arc<()>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each change is a single step: there is nothing half-done to find.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Clients {
+    /// The client of an endpoint; made if there is none. Nothing is sent to the server yet, except
+    /// DNS queries for `mongodb+srv`.
+    ///
+    /// # Errors
+    /// As of [`connect`].
+    pub async fn connect(&self, endpoint: &Endpoint, side: Side) -> Result<Connection> {
+        let shared = self.find(Key(endpoint.uri.clone(), endpoint.tls.clone()));
+        let made = shared.client.get_or_try_init(|| connect(endpoint, side));
+        let client = made.await?.clone();
+        Ok(Connection {
+            clients: self.clone(),
+            shared,
+            client,
+        })
+    }
+
+    fn find(&self, key: Key) -> Arc<Shared> {
+        let mut all = lock(&self.0);
+        if let Some(shared) = all.get(&key).and_then(Weak::upgrade) {
+            return shared;
+        }
+        // Those whose mirrors were cut off have not taken themselves out.
+        all.retain(|_, shared| shared.strong_count() > 0);
+        let shared = Arc::new(Shared {
+            key: key.clone(),
+            client: OnceCell::new(),
+            sessions: Sessions::default(),
+        });
+        all.insert(key, Arc::downgrade(&shared));
+        shared
+    }
+}
+
+impl Connection {
+    /// The client.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Notes that these sessions are used. The driver hands a session on to the next who asks when
+    /// it is not needed any more.
+    pub fn uses(&self, sessions: &[Bson]) -> InUse {
+        let whose = Arc::new(());
+        let mut all = lock(&self.shared.sessions);
+        let noted = sessions
+            .iter()
+            .filter_map(id)
+            .map(|id| (id.to_vec(), whose.clone()));
+        all.extend(noted);
+        drop(all);
+        InUse {
+            sessions: self.shared.sessions.clone(),
+            whose,
+        }
+    }
+
+    /// Those of these sessions that no mirror of this process uses.
+    pub fn unused(&self, sessions: &[Bson]) -> Vec<Bson> {
+        let all = lock(&self.shared.sessions);
+        let is_used = |session: &&Bson| id(session).is_some_and(|id| all.contains_key(id));
+        let unused = sessions.iter().filter(|session| !is_used(session));
+        unused.cloned().collect()
+    }
+
+    /// Gives it back. The last one closes the connections, and waits for that: what the driver still
+    /// does in the background would otherwise meet the end of the process.
+    pub async fn close(self) {
+        let Self {
+            clients,
+            shared,
+            client,
+        } = self;
+        let is_last = {
+            // Who is about to connect waits for the lock, and finds it either used or gone.
+            let mut all = lock(&clients.0);
+            let last = Arc::into_inner(shared);
+            if let Some(last) = &last {
+                all.remove(&last.key);
+            }
+            last.is_some()
+        };
+        if is_last {
+            let shutdown = client.shutdown().immediate(true);
+            let _ = tokio::time::timeout(DISCONNECT, shutdown.into_future()).await;
+        }
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        let mut all = lock(&self.sessions);
+        // Others may use some of them by now.
+        all.retain(|_, whose| !Arc::ptr_eq(whose, &self.whose));
+    }
+}
+
+fn id(session: &Bson) -> Option<&[u8]> {
+    match session {
+        Bson::Binary(id) => Some(&id.bytes),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bson::Binary;
+    use bson::spec::BinarySubtype;
+
+    fn endpoint(database: &str, ca: Option<&[u8]>) -> Endpoint {
+        Endpoint {
+            uri: ConnectionUri::parse("mongodb://127.0.0.1:9/").unwrap(),
+            tls: ca.map(|ca| Tls {
+                ca: Some(ca.to_vec()),
+                certificate: None,
+            }),
+            database: database.to_owned(),
+        }
+    }
+
+    fn session(id: u8) -> Bson {
+        Bson::Binary(Binary {
+            subtype: BinarySubtype::Uuid,
+            bytes: vec![id; 16],
+        })
+    }
+
+    #[tokio::test]
+    async fn a_connection_string_has_one_client_until_nobody_needs_it() {
+        let clients = Clients::default();
+        let connect = |database| {
+            let clients = clients.clone();
+            async move {
+                let endpoint = endpoint(database, None);
+                clients.connect(&endpoint, Side::Source).await.unwrap()
+            }
+        };
+        let (one, two) = (connect("a").await, connect("b").await);
+        assert!(Arc::ptr_eq(&one.shared, &two.shared));
+        one.close().await;
+        let three = connect("c").await;
+        assert!(Arc::ptr_eq(&two.shared, &three.shared));
+        two.close().await;
+        three.close().await;
+        assert!(lock(&clients.0).is_empty());
+        // A mirror that was cut off has closed nothing.
+        drop(connect("d").await);
+        let five = connect("e").await;
+        assert_eq!(Arc::strong_count(&five.shared), 1);
+    }
+
+    #[tokio::test]
+    async fn other_certificates_are_another_client() {
+        let clients = Clients::default();
+        let plain = endpoint("a", None);
+        let plain = clients.connect(&plain, Side::Source).await.unwrap();
+        let found = clients.find(Key(
+            ConnectionUri::parse("mongodb://127.0.0.1:9/").unwrap(),
+            endpoint("a", Some(b"PEM")).tls,
+        ));
+        assert!(!Arc::ptr_eq(&plain.shared, &found));
+    }
+
+    #[tokio::test]
+    async fn sessions_are_in_use_until_their_last_user_is_gone() {
+        let clients = Clients::default();
+        let connection = clients.connect(&endpoint("a", None), Side::Target).await;
+        let connection = connection.unwrap();
+        let first = connection.uses(&[session(1), session(2)]);
+        // Session 2 went from the first to the second.
+        let second = connection.uses(&[session(2), session(3)]);
+        let all = [session(1), session(2), session(3), session(4)];
+        assert_eq!(connection.unused(&all), [session(4)]);
+        drop(first);
+        assert_eq!(connection.unused(&all), [session(1), session(4)]);
+        assert_eq!(Arc::strong_count(&connection.shared), 1);
+        drop(second);
+        assert_eq!(connection.unused(&all), all);
+    }
+}
