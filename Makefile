@@ -8,7 +8,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 DEVELOPMENT := --workspace --locked --bins --example demo
 
 .DEFAULT_GOAL := help
-.PHONY: help build test fuzz fetch lint fmt crds bench many demo clean
+.PHONY: help build test fuzz fetch lint fmt crds chart bench many demo clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,13 +36,21 @@ lint: ## Check the format, and run clippy with warnings as errors
 fmt: ## Format the code
 	$(CARGO) fmt --all
 
-crds: ## Write the CustomResourceDefinition into crds/ and the chart, and docs/reference.md
+crds: ## Write the CustomResourceDefinition, docs/reference.md, and what `make chart` writes
 	$(CARGO) build $(DEVELOPMENT)
 	$(TARGET)/debug/mongomirror crd > $(TARGET)/mongomirrors.yaml
 	cp $(TARGET)/mongomirrors.yaml crds/mongomirrors.yaml
 	cp $(TARGET)/mongomirrors.yaml charts/mongomirror/files/mongomirrors.yaml
 	$(TARGET)/debug/mongomirror crd --reference > $(TARGET)/reference.md
 	cp $(TARGET)/reference.md docs/reference.md
+	$(MAKE) chart
+
+chart: ## Write the chart's README and deploy/mongomirror.yaml
+	$(CARGO) build $(DEVELOPMENT)
+	$(TARGET)/debug/testbed chart readme > $(TARGET)/chart.md
+	cp $(TARGET)/chart.md charts/mongomirror/README.md
+	$(TARGET)/debug/testbed chart manifest > $(TARGET)/manifest.yaml
+	cp $(TARGET)/manifest.yaml deploy/mongomirror.yaml
 
 bench: ## Measure against real servers
 	$(CARGO) bench --locked --bench mirror

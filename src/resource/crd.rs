@@ -61,8 +61,7 @@ mod tests {
         ];
         assert!(
             files.iter().all(|file| *file == yaml()),
-            "the CustomResourceDefinition is out of date: run `mongomirror crd | \
-             tee crds/mongomirrors.yaml > charts/mongomirror/files/mongomirrors.yaml`"
+            "the CustomResourceDefinition is out of date: run `make crds`"
         );
     }
 

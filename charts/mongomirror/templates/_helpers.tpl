@@ -1,8 +1,17 @@
+{{- define "mongomirror.name" -}}
+{{- .Values.nameOverride | default .Chart.Name | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+
+{{/* What everything is called, or begins with. 52 characters leave room for "-leader" and the like,
+and for what Kubernetes adds to the names of pods. A release may have dots in its name, a Service not. */}}
 {{- define "mongomirror.fullname" -}}
-{{- if contains .Chart.Name .Release.Name -}}
-{{- .Release.Name | trunc 63 | trimSuffix "-" -}}
+{{- $name := include "mongomirror.name" . -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" -}}
+{{- else if contains $name .Release.Name -}}
+{{- .Release.Name | replace "." "-" | trunc 52 | trimSuffix "-" -}}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 63 | trimSuffix "-" -}}
+{{- printf "%s-%s" .Release.Name $name | replace "." "-" | trunc 52 | trimSuffix "-" -}}
 {{- end -}}
 {{- end -}}
 
@@ -10,14 +19,69 @@
 {{- .Values.serviceAccount.name | default (include "mongomirror.fullname" .) -}}
 {{- end -}}
 
+{{- define "mongomirror.image" -}}
+{{- with .Values.image -}}
+{{- if .digest -}}
+{{- printf "%s@%s" .repository .digest -}}
+{{- else -}}
+{{- printf "%s:%s" .repository (.tag | default $.Chart.AppVersion) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Whether several operators agree on one of them. */}}
+{{- define "mongomirror.election" -}}
+{{- if gt (int .Values.replicas) 1 -}}true{{- end -}}
+{{- end -}}
+
+{{/* These must never change: a Deployment's selector cannot. */}}
 {{- define "mongomirror.selectorLabels" -}}
-app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/name: {{ include "mongomirror.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
-{{- define "mongomirror.labels" -}}
+{{- define "mongomirror.ownLabels" -}}
 {{ include "mongomirror.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{/* The metadata of an object but its name and namespace. Called with a dict: root, and labels and
+annotations beside the common ones. The chart's own labels win. */}}
+{{- define "mongomirror.metadata" -}}
+{{- $labels := mergeOverwrite (deepCopy (.root.Values.commonLabels | default dict)) (.labels | default dict) -}}
+labels:
+  {{- toYaml (mergeOverwrite $labels (include "mongomirror.ownLabels" .root | fromYaml)) | nindent 2 }}
+{{- with mergeOverwrite (deepCopy (.root.Values.commonAnnotations | default dict)) (.annotations | default dict) }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* What the schema cannot say. */}}
+{{- define "mongomirror.check" -}}
+{{- if and (not .Values.serviceAccount.create) (not .Values.serviceAccount.name) -}}
+{{- fail "serviceAccount.create is false: name the service account to use in serviceAccount.name" -}}
+{{- end -}}
+{{- with .Values.podDisruptionBudget -}}
+{{- if and (not (kindIs "invalid" .minAvailable)) (not (kindIs "invalid" .maxUnavailable)) -}}
+{{- fail "podDisruptionBudget has both minAvailable and maxUnavailable: give one of them" -}}
+{{- end -}}
+{{- if and .enabled (not (kindIs "invalid" .minAvailable)) (not (kindIs "string" .minAvailable)) -}}
+{{- if ge (int .minAvailable) (int $.Values.replicas) -}}
+{{- fail (printf "podDisruptionBudget.minAvailable is %d with %d replicas, so that no node could be drained: make it less, or replicas more" (int .minAvailable) (int $.Values.replicas)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- range .Values.extraEnv -}}
+{{- if or (hasPrefix "MONGOMIRROR_" .name) (eq .name "RUST_LOG") -}}
+{{- fail (printf "extraEnv sets %s, which is the chart's: use watchNamespace, replicas, log.filter" .name) -}}
+{{- end -}}
+{{- end -}}
+{{- range $label, $_ := include "mongomirror.selectorLabels" . | fromYaml -}}
+{{- if or (hasKey ($.Values.commonLabels | default dict) $label) (hasKey ($.Values.podLabels | default dict) $label) -}}
+{{- fail (printf "commonLabels and podLabels may not set %s, by which the operator's pods are found" $label) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}

@@ -11,7 +11,8 @@
 //! The map:
 //!
 //! - `mongod/`: MongoDB, as [`ReplicaSet`] or [`Standalone`], made of [`Node`]s
-//! - `control_plane/`: Kubernetes, as [`ControlPlane`]
+//! - `control_plane/`: Kubernetes, as [`ControlPlane`], and [`Helm`]
+//! - `chart.rs`: what is made from the Helm chart
 //! - `certificates.rs`: certificates made on the spot by an [`Authority`]
 //! - `tools/`: where the servers' programs come from
 //! - `cache.rs`: the cache of programs, shared by all processes of a user
@@ -23,6 +24,7 @@
 
 mod cache;
 mod certificates;
+pub mod chart;
 mod control_plane;
 mod disk;
 mod dns;
@@ -38,7 +40,7 @@ mod tools;
 
 pub use cache::cache_folder;
 pub use certificates::{Authority, Certificate};
-pub use control_plane::{ControlPlane, ControlPlaneBuilder, Output, Request};
+pub use control_plane::{ControlPlane, ControlPlaneBuilder, Helm, Output, Request};
 pub use disk::Disk;
 pub use dns::{Dns, Entry};
 pub use error::{Error, Result};

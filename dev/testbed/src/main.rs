@@ -1,12 +1,16 @@
 //! The test bed by hand: fills the cache, or runs servers until Ctrl-C.
 
-use std::{error::Error as _, path::PathBuf, process::ExitCode};
+use std::{
+    error::Error as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use testbed::{ControlPlane, Program, ReplicaSet, Result, Standalone, Version};
+use testbed::{ControlPlane, Program, ReplicaSet, Result, Standalone, Version, chart};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Real MongoDB servers and a real Kubernetes control plane, for development.
+/// Real MongoDB servers, a real Kubernetes control plane and Helm, for development.
 ///
 /// Programs that are already here come first (MONGOMIRROR_TEST_MONGOD, KUBEBUILDER_ASSETS, PATH);
 /// what is missing is fetched or built once and kept in ~/.cache/mongomirror-testbed.
@@ -37,12 +41,32 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         operator_roles: Option<PathBuf>,
     },
+    /// Print what is made from the Helm chart.
+    Chart {
+        /// What to print.
+        #[arg(value_enum)]
+        what: OfChart,
+        /// The chart's folder.
+        #[arg(default_value = "charts/mongomirror", value_name = "FOLDER")]
+        folder: PathBuf,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum OfChart {
+    /// Its README, with tables of its values.
+    Readme,
+    /// A manifest for `kubectl apply`.
+    Manifest,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum What {
+    /// All versions of MongoDB.
     Mongod,
+    /// The control plane, kubectl and Helm.
     Kubernetes,
+    /// Both.
     All,
 }
 
@@ -88,6 +112,7 @@ async fn main() -> ExitCode {
             controller_manager,
             operator_roles,
         } => control_plane(controller_manager, operator_roles).await,
+        Command::Chart { what, folder } => of_chart(what, &folder).await,
     };
     let Err(error) = done else {
         return ExitCode::SUCCESS;
@@ -114,6 +139,15 @@ async fn fetch(what: What) -> Result<()> {
             println!("{}: {}", program.name(), path.display());
         }
     }
+    Ok(())
+}
+
+async fn of_chart(what: OfChart, folder: &Path) -> Result<()> {
+    let text = match what {
+        OfChart::Readme => chart::readme(folder)?,
+        OfChart::Manifest => chart::manifest(folder).await?,
+    };
+    print!("{text}");
     Ok(())
 }
 

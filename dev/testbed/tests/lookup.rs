@@ -67,7 +67,7 @@ fn the_folder_of_kubebuilder_comes_first_then_path() {
     for program in ["etcd", "kube-apiserver"] {
         machine.program(&format!("assets/{program}"), "exit 1");
     }
-    for program in ["etcd", "kubectl", "kube-controller-manager"] {
+    for program in ["etcd", "kubectl", "kube-controller-manager", "helm"] {
         machine.program(&format!("path/{program}"), "exit 1");
     }
     let assets = machine.path("assets");
@@ -78,6 +78,7 @@ fn the_folder_of_kubebuilder_comes_first_then_path() {
         ("kube-apiserver", "assets/kube-apiserver"),
         ("kubectl", "path/kubectl"),
         ("kube-controller-manager", "path/kube-controller-manager"),
+        ("helm", "path/helm"),
     ];
     for (name, path) in expected {
         let line = format!("{name}: {}\n", machine.path(path).display());

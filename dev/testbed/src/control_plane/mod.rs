@@ -2,9 +2,10 @@
 //!
 //! `servers` starts the processes, `identity` makes certificates and kubeconfigs, `operator`
 //! gives the operator exactly the rights of a ClusterRole, `audit` tells what it used of them,
-//! `kubectl` runs kubectl.
+//! `kubectl` and `helm` run these programs.
 
 mod audit;
+mod helm;
 mod identity;
 mod kubectl;
 mod operator;
@@ -25,6 +26,7 @@ use self::{
 use crate::{certificates::Authority, error::Result, scratch, tools::kubernetes::Program};
 
 pub use audit::Request;
+pub use helm::Helm;
 pub use kubectl::Output;
 
 /// A running control plane with RBAC, without nodes.

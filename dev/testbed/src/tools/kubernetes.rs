@@ -1,6 +1,6 @@
-//! Finds or builds the programs of a Kubernetes control plane.
+//! Finds or builds the programs of a Kubernetes control plane, and those that talk to it.
 //!
-//! Kubernetes and etcd are ordinary Go modules with commands in them, so two small go.mod files
+//! Kubernetes, etcd and Helm are ordinary Go modules with commands in them, so small go.mod files
 //! pin everything by checksum, and the Go toolchain builds what the machine does not have.
 
 use std::{env, fs, path::Path, path::PathBuf, process::Command};
@@ -15,7 +15,7 @@ use crate::{
 /// The ecosystem's variable for a folder with etcd, kube-apiserver and kubectl.
 const ASSETS: &str = "KUBEBUILDER_ASSETS";
 
-/// A program of the control plane.
+/// A program of the control plane, or one that talks to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Program {
     /// The store behind the API server.
@@ -26,6 +26,8 @@ pub enum Program {
     ControllerManager,
     /// kubectl.
     Kubectl,
+    /// helm, which renders and installs the chart.
+    Helm,
 }
 
 /// A Go module of ours that pins one release, with the commands in it.
@@ -34,7 +36,8 @@ struct Release {
     version: &'static str,
     go_mod: &'static str,
     go_sum: &'static str,
-    /// Without them Kubernetes calls itself v0.0.0.
+    /// Without them Kubernetes calls itself v0.0.0, and Helm takes every cluster that it does not
+    /// ask for a 1.20.
     linker_flags: &'static str,
 }
 
@@ -57,14 +60,27 @@ const ETCD: Release = Release {
     linker_flags: "-s -w",
 };
 
+const HELM: Release = Release {
+    name: "helm",
+    version: "3.22.0",
+    go_mod: include_str!("../../go/helm/go.mod"),
+    go_sum: include_str!("../../go/helm/go.sum"),
+    linker_flags: "-s -w -X helm.sh/helm/v3/internal/version.version=v3.22.0 \
+                   -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMajor=1 \
+                   -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor=37 \
+                   -X helm.sh/helm/v3/pkg/lint/rules.k8sVersionMajor=1 \
+                   -X helm.sh/helm/v3/pkg/lint/rules.k8sVersionMinor=37",
+};
+
 impl Program {
     /// All of them, in an order in which they build quickest: the later reuse what the earlier
     /// compiled.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::Etcd,
         Self::ApiServer,
         Self::Kubectl,
         Self::ControllerManager,
+        Self::Helm,
     ];
 
     /// The name of its executable.
@@ -74,6 +90,7 @@ impl Program {
             Self::ApiServer => "kube-apiserver",
             Self::ControllerManager => "kube-controller-manager",
             Self::Kubectl => "kubectl",
+            Self::Helm => "helm",
         }
     }
 
@@ -85,6 +102,7 @@ impl Program {
                 (KUBERNETES, "k8s.io/kubernetes/cmd/kube-controller-manager")
             }
             Self::Kubectl => (KUBERNETES, "k8s.io/kubernetes/cmd/kubectl"),
+            Self::Helm => (HELM, "helm.sh/helm/v3/cmd/helm"),
         }
     }
 
@@ -111,12 +129,12 @@ impl Program {
 }
 
 fn build(release: &Release, package: &str, program: &Path) -> Result<()> {
+    let name = program.file_name().unwrap_or_default().to_string_lossy();
     let go = on_path("go").ok_or_else(|| Error::MissingTool {
         tool: "go".into(),
         purpose: format!("build {package} {}", release.version),
         hint: format!(
-            "install Go 1.26 or newer, or set {ASSETS} to a folder with etcd, kube-apiserver \
-             and kubectl"
+            "install Go 1.26 or newer, or put {name} on PATH or into the folder that {ASSETS} names"
         ),
     })?;
     let module = scratch::folder(release.name)?;
@@ -133,7 +151,6 @@ fn build(release: &Release, package: &str, program: &Path) -> Result<()> {
         .arg("-o")
         .arg(program)
         .arg(package);
-    let name = program.file_name().unwrap_or_default().to_string_lossy();
     let what = format!("building {name} {} (takes minutes, once)", release.version);
     progress::run(&what, command)
 }
@@ -162,5 +179,15 @@ mod tests {
     fn kubernetes_is_told_its_version() {
         let flag = format!("gitVersion=v{} ", KUBERNETES.version);
         assert!(KUBERNETES.linker_flags.contains(&flag));
+    }
+
+    #[test]
+    fn helm_is_told_its_version_and_that_of_the_kubernetes_it_knows() {
+        let flag = format!("version.version=v{} ", HELM.version);
+        assert!(HELM.linker_flags.contains(&flag));
+        let client = HELM.go_mod.split("k8s.io/client-go v0.").nth(1).unwrap();
+        let minor = client.split('.').next().unwrap();
+        let flag = format!("k8sVersionMinor={minor}");
+        assert_eq!(HELM.linker_flags.matches(&flag).count(), 2, "{flag}");
     }
 }
