@@ -119,7 +119,7 @@ async fn what_others_write_into_a_status_is_overwritten_soon_and_without_a_war()
         let few = status_writes(&cluster, name) - written;
         eprintln!("{name}: the truth was back after {took:?}, by {few} writes");
         assert!(took < SECONDS, "{name}: the truth was back after {took:?}");
-        assert!(few <= 4, "{name}: {few} writes");
+        assert!(few <= 6, "{name}: {few} writes");
 
         let begun = Instant::now();
         let written = status_writes(&cluster, name);
