@@ -293,6 +293,7 @@ impl Bench {
                 path,
             ];
             let phases = self.plane.kubectl(&get).await?.checked()?;
+            operator.still_hoped_for()?;
             if phases.lines().filter(|phase| *phase == "Mirroring").count() == all {
                 return Ok(operator.since_start());
             }

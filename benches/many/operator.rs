@@ -12,6 +12,9 @@ use crate::{Result, say};
 /// An operator that takes longer for all its mirrors does not make it.
 const PATIENCE: Duration = Duration::from_secs(900);
 
+/// Longest wait for an answer.
+const ANSWER: Duration = Duration::from_secs(10);
+
 /// How often it is asked.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -82,14 +85,23 @@ impl Operator {
                 told = Instant::now();
                 say(&format!("  {live} of {all} are live"));
             }
-            if self.since_start() > PATIENCE {
+            if let Err(error) = self.still_hoped_for() {
                 let other = mirrors.iter().find(|mirror| !is_live(mirror));
-                return Err(
-                    format!("only {live} of {all} are live; one that is not: {other:?}").into(),
-                );
+                return Err(format!("{error}: {live} of {all} are live, not {other:?}").into());
             }
             tokio::time::sleep(LOOK).await;
         }
+    }
+
+    /// An error once it is not worth waiting any longer.
+    pub fn still_hoped_for(&self) -> Result<()> {
+        if let Some(status) = self.process.ended()? {
+            return Err(format!("the operator has ended: {status}").into());
+        }
+        if self.since_start() > PATIENCE {
+            return Err("it takes too long".into());
+        }
+        Ok(())
     }
 
     /// The longest lag of the mirrors whose names begin with this.
@@ -108,6 +120,11 @@ impl Operator {
     }
 
     async fn mirrors(&self) -> Option<Vec<Value>> {
+        let answer = tokio::time::timeout(ANSWER, self.ask());
+        answer.await.ok().flatten()
+    }
+
+    async fn ask(&self) -> Option<Vec<Value>> {
         let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port))
             .await
             .ok()?;

@@ -153,7 +153,10 @@ pub enum Error {
     )]
     SameDatabase(String),
     /// The target must not be used.
-    #[error("the target database must not be {0:?}: choose another name")]
+    #[error(
+        "{0:?} can be neither the target nor the state database: it belongs to MongoDB, to this mirror \
+         otherwise, or holds other mirrors' checkpoints; choose another name"
+    )]
     TargetForbidden(String),
     /// The target holds data that is not ours.
     #[error(

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::asked::{self, Asked, Wishes};
-use super::backoff::Backoff;
+use super::backoff::{Backoff, Outage};
 use super::publish::Publisher;
 use super::report;
 use super::secrets::{self, SecretError, SecretReader, SecretVersions};
@@ -72,6 +72,8 @@ pub struct Context {
     pub secrets: SecretVersions,
     /// What becomes of the targets of resources that were deleted, as their last state says.
     pub ends: Ends,
+    /// Whether the API server takes what is written.
+    pub outage: Outage,
 }
 
 /// The uids of the resources, and the databases to be deleted with them, by mirror. Never held across an await.
@@ -112,6 +114,7 @@ pub struct Keeper {
 #[derive(Clone, Debug)]
 struct Identity {
     uid: String,
+    version: String,
     generation: i64,
     wishes: Wishes,
     /// The target database that is to be deleted with the resource.
@@ -155,7 +158,7 @@ impl Keeper {
             resource: None,
             publisher: None,
             asked: Asked::default(),
-            backoff: Backoff::default(),
+            backoff: Backoff::away(),
         }
     }
 
@@ -231,14 +234,13 @@ impl Keeper {
 
     /// Stage 1: the resource and the Secrets it refers to.
     async fn dereference(&mut self) -> Result<Dereferenced, SecretError> {
-        let key = self.slot.key();
-        let reference = ObjectRef::new(&key.name).within(&key.namespace);
-        let Some(object) = self.context.mirrors.get(&reference) else {
+        let Some(object) = self.context.mirrors.get(&reference(self.slot.key())) else {
             return Ok(Dereferenced::Gone);
         };
         let meta = object.meta();
         let identity = Identity {
             uid: meta.uid.clone().unwrap_or_default(),
+            version: meta.resource_version.clone().unwrap_or_default(),
             generation: meta.generation.unwrap_or_default(),
             wishes: asked::wishes(meta.annotations.as_ref()),
             deletes: object.0.as_ref().ok().and_then(confirmed),
@@ -283,9 +285,13 @@ impl Keeper {
                 self.context.recorder.clone(),
                 self.slot.key(),
                 resource.uid.clone(),
+                resource.version.clone(),
                 resource.status.clone(),
             )),
         };
+        if let Some(seen) = self.context.mirrors.get(&reference(self.slot.key())) {
+            publisher.saw(&seen);
+        }
         let now = SystemTime::now();
         let mirror = self.context.registry.requests(self.slot.key()).ok();
         let written = publisher.written();
@@ -296,7 +302,7 @@ impl Keeper {
             Instant::now(),
         );
         let status = report::status(&snapshot, resource.generation, written, requests, now);
-        let due = publisher.publish(status).await;
+        let due = publisher.publish(status, &self.context.outage).await;
         due.map_or(look_again, |due| due.min(look_again))
     }
 
@@ -334,6 +340,9 @@ impl Keeper {
                     since: SystemTime::now(),
                 })
                 .await;
+            if let Some(publisher) = &mut self.publisher {
+                publisher.insist();
+            }
             self.report().await;
         }
         self.slot.close().await;
@@ -354,6 +363,10 @@ impl Keeper {
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+fn reference(key: &MirrorKey) -> ObjectRef<DeserializeGuard<MongoMirror>> {
+    ObjectRef::new(&key.name).within(&key.namespace)
 }
 
 /// The target database, if it is to be deleted with the resource: both the spec and an annotation say
@@ -417,6 +430,7 @@ mod tests {
     fn identity() -> Identity {
         Identity {
             uid: "u".into(),
+            version: "1".into(),
             generation: 1,
             wishes: Wishes::new(),
             deletes: None,

@@ -11,6 +11,7 @@
 //! - [`lease`]: which of several operators runs the mirrors
 //! - [`publish`]: when and how a status is written
 //! - [`events`]: what happened between two statuses
+//! - [`backoff`]: when something is tried again
 
 mod asked;
 pub mod backoff;
@@ -46,6 +47,7 @@ use crate::resource::MongoMirror;
 use crate::runner::readiness::Readiness;
 use crate::runner::registry::{MirrorKey, Registry};
 use crate::runner::words;
+use backoff::{Backoff, Outage};
 use controller::{Context, Ends, Keeper};
 use lease::Election;
 
@@ -171,6 +173,7 @@ impl Operator {
                 mirrors: mirrors_reader,
                 secrets: secrets_reader,
                 ends: Ends::default(),
+                outage: Outage::default(),
             }),
             mirrors,
             secrets,
@@ -341,7 +344,7 @@ where
                 annotations.retain(|name, _| name.starts_with(asked::PREFIX));
             }
         })
-        .default_backoff()
+        .backoff(Backoff::away())
 }
 
 /// Who reports events: the operator, and which of its pods.

@@ -3,6 +3,9 @@
 //! A status is a write to etcd and an event for everyone who watches. So: at once when something
 //! happened, every few seconds while a copy makes progress, a few times a minute while the lag does,
 //! once a minute while only time goes by, and not at all when nothing does.
+//!
+//! It is written only over the version that was seen last, so nothing that was under way for long,
+//! nor a leader of yesterday, undoes what is newer. What others write into it is overwritten.
 
 use std::time::Duration;
 
@@ -11,11 +14,11 @@ use kube::api::{Patch, PatchParams};
 use kube::core::DeserializeGuard;
 use kube::runtime::events::Recorder;
 use kube::{Api, Resource};
-use serde_json::json;
+use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::time::Instant;
 
-use super::backoff::Backoff;
+use super::backoff::{Backoff, Outage};
 use super::{crash, events};
 use crate::resource::status::{Condition, ConditionStatus};
 use crate::resource::{MongoMirror, MongoMirrorStatus};
@@ -30,6 +33,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 const PROGRESS: Duration = Duration::from_secs(3);
 /// Between two writes while the lag moves.
 const SOON: Duration = Duration::from_secs(10);
+/// Between two writes over what others have written.
+const ANSWER: Duration = Duration::from_secs(3);
 /// Between two writes while only time goes by. Five hundred idle mirrors are eight writes a second.
 const CALM: Duration = Duration::from_secs(60);
 
@@ -53,10 +58,26 @@ enum Haste {
 enum PublishError {
     #[error("the API server did not answer within {} s", WRITE_TIMEOUT.as_secs())]
     Timeout,
-    #[error("the resource is gone or another one has its name")]
+    #[error("the resource is gone")]
     Gone,
+    #[error("the resource has changed, or another one has its name")]
+    Changed,
     #[error("failed to write the status")]
     Api(#[source] Box<kube::Error>),
+}
+
+impl PublishError {
+    /// Whether the API server cannot do its work, whatever it is asked for.
+    fn is_outage(&self) -> bool {
+        match self {
+            Self::Timeout => true,
+            Self::Gone | Self::Changed => false,
+            Self::Api(error) => match &**error {
+                kube::Error::Api(answer) => answer.code >= 500,
+                _ => true,
+            },
+        }
+    }
 }
 
 /// Writes the status of one resource.
@@ -66,7 +87,13 @@ pub struct Publisher {
     resource: ObjectReference,
     name: String,
     uid: String,
+    /// What was written last, be it by an earlier process.
     written: MongoMirrorStatus,
+    /// What the resource has, as others may have written into it,
+    there: MongoMirrorStatus,
+    /// in this version.
+    version: String,
+    insists: bool,
     written_at: Option<Instant>,
     /// Intervals are so much of what they are called, each publisher's a little different.
     pace: f64,
@@ -75,12 +102,14 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// For one resource, which has the status `written`. What happens to it is recorded, too.
+    /// For one resource, which has the status `written` in this version. What happens to it is
+    /// recorded, too.
     pub fn new(
         api: Api<DeserializeGuard<MongoMirror>>,
         recorder: Recorder,
         key: &MirrorKey,
         uid: String,
+        version: String,
         written: MongoMirrorStatus,
     ) -> Self {
         let resource = ObjectReference {
@@ -97,7 +126,10 @@ impl Publisher {
             resource,
             name: key.name.clone(),
             uid,
+            there: written.clone(),
             written,
+            version,
+            insists: false,
             written_at: None,
             pace: rand::random_range(0.85..=1.0),
             not_before: None,
@@ -110,21 +142,46 @@ impl Publisher {
         &self.uid
     }
 
-    /// The status that the resource has.
+    /// The status that was written last.
     pub fn written(&self) -> &MongoMirrorStatus {
         &self.written
     }
 
+    /// This is what the watch has told last.
+    pub fn saw(&mut self, resource: &DeserializeGuard<MongoMirror>) {
+        let meta = resource.meta();
+        let version = meta.resource_version.as_deref().unwrap_or_default();
+        if meta.uid.as_ref() != Some(&self.uid) || !is_later(version, &self.version) {
+            return;
+        }
+        version.clone_into(&mut self.version);
+        self.not_before = None;
+        // One that cannot be read may have any status.
+        let Ok(mirror) = &resource.0 else { return };
+        let status = mirror.status.clone().unwrap_or_default();
+        if status != self.there {
+            self.there = status;
+            // Whoever writes into it again and again is not answered each time.
+            self.not_before = self.written_at.map(|written_at| written_at + ANSWER);
+        }
+    }
+
+    /// What is written next is written over whatever is there: the watch has ended.
+    pub fn insist(&mut self) {
+        self.insists = true;
+        self.not_before = None;
+    }
+
     /// Writes the status if it is time to; returns when to come back, if it must be written
-    /// later. Does not take longer than [`WRITE_TIMEOUT`], and as long for events.
-    pub async fn publish(&mut self, status: MongoMirrorStatus) -> Option<Instant> {
+    /// later. Does not take longer than twice [`WRITE_TIMEOUT`], and a while for events.
+    pub async fn publish(&mut self, status: MongoMirrorStatus, outage: &Outage) -> Option<Instant> {
         let now = Instant::now();
         // Many mirrors that came together must not write in step.
         let after = |wait: Duration| {
             let wait = wait.mul_f64(self.pace);
             self.written_at.map_or(now, |written_at| written_at + wait)
         };
-        let due = match haste(&self.written, &status) {
+        let due = match haste(&self.there, &status) {
             Haste::Never => return None,
             Haste::Now => now,
             Haste::Progress => after(PROGRESS),
@@ -135,54 +192,121 @@ impl Publisher {
         if due > now {
             return Some(due);
         }
-        match self.write(&status).await {
-            Ok(()) => {
-                crash::written();
+        if let Some(later) = outage.not_before(now) {
+            return Some(later);
+        }
+        let written = self.write(&status).await;
+        let is_outage = written.as_ref().is_err_and(PublishError::is_outage);
+        if !is_outage {
+            outage.answered();
+        }
+        let error = match written {
+            Ok(version) => {
+                self.version = version;
                 self.backoff.succeeded();
                 self.not_before = None;
+                self.there = status.clone();
                 let before = std::mem::replace(&mut self.written, status);
                 self.written_at = Some(Instant::now());
                 events::tell(&self.recorder, &self.resource, &before, &self.written).await;
-                None
+                return None;
             }
             // The watch will tell; until then there is nobody to tell it to.
             Err(PublishError::Gone) => {
-                self.written = status;
-                None
+                self.there = status;
+                return None;
             }
-            Err(error) => {
-                let again = Instant::now() + self.backoff.failed();
-                self.not_before = Some(again);
-                tracing::warn!(
-                    resource = %self.name,
-                    error = words::root_cause(&error),
-                    "the status could not be written, it will be tried again; the mirror goes on"
-                );
-                Some(again)
-            }
+            Err(error) => error,
+        };
+        let now = Instant::now();
+        let again = match is_outage {
+            true => outage.failed(now),
+            false => now + self.backoff.failed(),
+        };
+        self.not_before = Some(again);
+        if matches!(error, PublishError::Changed) {
+            // The watch brings what it is now.
+            tracing::debug!(resource = %self.name, "{error}");
+        } else {
+            tracing::warn!(
+                resource = %self.name,
+                error = words::root_cause(&error),
+                "the status could not be written, it will be tried again; the mirror goes on"
+            );
         }
+        Some(again)
     }
 
-    async fn write(&self, status: &MongoMirrorStatus) -> Result<(), PublishError> {
-        // The UID makes it a conflict if the name meanwhile belongs to another resource.
+    /// Returns the version that the resource has then.
+    async fn write(&self, status: &MongoMirrorStatus) -> Result<String, PublishError> {
         let patch = json!({
             "apiVersion": MongoMirror::api_version(&()),
             "kind": MongoMirror::kind(&()),
-            "metadata": { "name": self.name, "uid": self.uid },
+            "metadata": self.of_version(&self.version),
             "status": status,
         });
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
-        let patch = Patch::Apply(patch);
-        let write = self.api.patch_status(&self.name, &parameters, &patch);
-        match tokio::time::timeout(WRITE_TIMEOUT, write).await {
-            Err(_) => Err(PublishError::Timeout),
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(kube::Error::Api(answer))) if answer.is_not_found() || answer.is_conflict() => {
-                Err(PublishError::Gone)
+        let (version, kept) = self.send(&parameters, &Patch::Apply(patch)).await?;
+        // Fields that others have made, and this status does not have, stay theirs.
+        let Some(rest) = kept.and_then(|kept| difference(&json!(kept), &json!(status))) else {
+            return Ok(version);
+        };
+        let patch = json!({ "metadata": self.of_version(&version), "status": rest });
+        let parameters = PatchParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        let (version, _) = self.send(&parameters, &Patch::Merge(patch)).await?;
+        Ok(version)
+    }
+
+    /// Makes it a conflict if the resource has changed since, or another one has its name.
+    fn of_version(&self, version: &str) -> Value {
+        let version = (!self.insists).then_some(version);
+        json!({ "name": self.name, "uid": self.uid, "resourceVersion": version })
+    }
+
+    async fn send(
+        &self,
+        parameters: &PatchParams,
+        patch: &Patch<Value>,
+    ) -> Result<(String, Option<MongoMirrorStatus>), PublishError> {
+        let write = self.api.patch_status(&self.name, parameters, patch);
+        let answer = tokio::time::timeout(WRITE_TIMEOUT, write).await;
+        match answer.map_err(|_| PublishError::Timeout)? {
+            Ok(now) => {
+                crash::written();
+                let version = now.meta().resource_version.clone().unwrap_or_default();
+                Ok((version, now.0.ok().and_then(|mirror| mirror.status)))
             }
-            Ok(Err(error)) => Err(PublishError::Api(Box::new(error))),
+            Err(kube::Error::Api(answer)) if answer.is_not_found() => Err(PublishError::Gone),
+            Err(kube::Error::Api(answer)) if answer.is_conflict() => Err(PublishError::Changed),
+            Err(error) => Err(PublishError::Api(Box::new(error))),
         }
     }
+}
+
+/// Versions of one resource are numbers that grow.
+fn is_later(version: &str, than: &str) -> bool {
+    match (version.parse::<u64>(), than.parse::<u64>()) {
+        (Ok(version), Ok(than)) => version > than,
+        _ => version != than,
+    }
+}
+
+/// What has to be merged into the one to make it the other (JSON Merge Patch), if anything.
+fn difference(there: &Value, wanted: &Value) -> Option<Value> {
+    let (Value::Object(old), Value::Object(new)) = (there, wanted) else {
+        return (there != wanted).then(|| wanted.clone());
+    };
+    let gone = old.keys().filter(|name| !new.contains_key(*name));
+    let gone = gone.map(|name| (name.clone(), Value::Null));
+    let changed = new.iter().filter_map(|(name, value)| {
+        let there = old.get(name).unwrap_or(&Value::Null);
+        Some((name.clone(), difference(there, value)?))
+    });
+    let all: serde_json::Map<_, _> = gone.chain(changed).collect();
+    (!all.is_empty()).then_some(Value::Object(all))
 }
 
 /// How soon `wanted` must replace `written`.
@@ -310,5 +434,26 @@ mod tests {
             assert_eq!(magnitude(Some(lag)), Some(expected), "{lag}");
         }
         assert_eq!(magnitude(None), None);
+    }
+
+    #[test]
+    fn what_is_merged_makes_the_one_the_other() {
+        let wanted = json!({"a": 1, "b": {"c": 2}, "d": [1, 2]});
+        for (there, expected) in [
+            (wanted.clone(), None),
+            (json!(null), Some(wanted.clone())),
+            (
+                json!({"a": 1, "b": {"c": 2, "e": 3}, "d": [2], "f": {"g": 4}}),
+                Some(json!({"b": {"e": null}, "d": [1, 2], "f": null})),
+            ),
+        ] {
+            assert_eq!(difference(&there, &wanted), expected);
+        }
+    }
+
+    #[test]
+    fn versions_grow() {
+        assert!(is_later("10", "9") && !is_later("9", "10") && !is_later("9", "9"));
+        assert!(is_later("9", ""));
     }
 }

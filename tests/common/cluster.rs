@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use testbed::{ControlPlane, ControlPlaneBuilder, Process};
+use testbed::{ControlPlane, ControlPlaneBuilder, Process, Proxy};
 
 /// What the chart lets the operator do.
 pub const CLUSTER_ROLE: &str = "charts/mongomirror/files/clusterrole.yaml";
@@ -206,6 +206,21 @@ impl Cluster {
         self.operator = Some(operator);
     }
 
+    /// Puts a network between the API server and the operators that start from now on.
+    pub async fn through_proxy(&mut self) -> Proxy {
+        let (_, port) = self.plane.url().rsplit_once(':').expect("an address");
+        let proxy = Proxy::start(port.parse().expect("a port")).await;
+        let proxy = proxy.expect("a proxy");
+        let kubeconfig = std::fs::read(&self.kubeconfig).expect("the kubeconfig");
+        let mut kubeconfig: serde_json::Value =
+            serde_json::from_slice(&kubeconfig).expect("the test bed writes JSON");
+        kubeconfig["clusters"][0]["cluster"]["server"] =
+            format!("https://{}", proxy.address()).into();
+        self.kubeconfig = self.folder.path().join(format!("proxy-{}", proxy.port()));
+        std::fs::write(&self.kubeconfig, kubeconfig.to_string()).expect("the kubeconfig");
+        proxy
+    }
+
     /// The token of the operator's service account.
     pub fn token(&self) -> String {
         let kubeconfig = std::fs::read(&self.kubeconfig).expect("the kubeconfig");
@@ -277,6 +292,12 @@ impl Cluster {
         let output = output.expect("kubectl");
         assert!(!output.success, "applied: {manifest}");
         output.stderr
+    }
+
+    /// Merges this into a mirror.
+    pub async fn patch(&self, mirror: &str, patch: &str) {
+        let patch = ["patch", "mongomirror", mirror, "--type=merge", "-p", patch];
+        self.kubectl(&patch).await;
     }
 
     /// Waits until a field of a mirror has this value.

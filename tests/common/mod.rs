@@ -8,6 +8,7 @@ pub mod corpus;
 pub mod ddl;
 pub mod faults;
 pub mod gate;
+pub mod history;
 pub mod process;
 pub mod raw;
 pub mod recorder;

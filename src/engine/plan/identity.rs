@@ -154,3 +154,17 @@ pub(super) async fn refuse_unless_empty(target: &Commands) -> Result<()> {
         }),
     }
 }
+
+/// Refuses a target in which other mirrors keep their memory.
+pub(super) async fn refuse_memory(target: &Commands) -> Result<()> {
+    let checkpoint = doc! {"mirror": {"$type": "string"}, "epoch": {"$type": "long"}};
+    let find = doc! {"find": "checkpoints", "filter": checkpoint, "limit": 1};
+    let reply = target.read("look for checkpoints", find).await?;
+    let found = reply
+        .get_document("cursor")
+        .and_then(|cursor| cursor.get_array("firstBatch"));
+    match found {
+        Ok(found) if !found.is_empty() => Err(Error::TargetForbidden(target.db.name().to_owned())),
+        _ => Ok(()),
+    }
+}

@@ -41,7 +41,7 @@ use crate::engine::stream::reader::{Flags, probe_flags};
 use crate::engine::writes::Write;
 
 pub use identity::Rival;
-use identity::{Identity, is_same_deployment, reach, refuse_unless_empty};
+use identity::{Identity, is_same_deployment, reach, refuse_memory, refuse_unless_empty};
 use origins::{refuse_ring, tell_chain};
 pub use taking::{name_as_uuid, ranges_between};
 
@@ -157,7 +157,7 @@ pub async fn prepare(
         None if config.on_existing_data == OnExistingData::Refuse => {
             refuse_unless_empty(&target).await?;
         }
-        None => {}
+        None => refuse_memory(&target).await?,
         Some(before) => {
             let is_own = known.own_epoch.is_none_or(|own| own == before.epoch);
             if !is_own && known.rival == Rival::None {
