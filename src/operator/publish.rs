@@ -414,10 +414,14 @@ mod tests {
     fn jitter_is_told_calmly_and_nothing_is_not_told() {
         assert_eq!(haste_of(|_| {}), Haste::Never);
         assert_eq!(haste_of(|s| s.lag_milliseconds = Some(90)), Haste::Calm);
-        assert_eq!(
-            haste_of(|s| s.consistent_at = Some(Time(Timestamp::UNIX_EPOCH))),
-            Haste::Calm
-        );
+        let at = |second| Some(Time(Timestamp::from_second(second).unwrap()));
+        let mut before = status();
+        before.consistent_at = at(10);
+        let mut after = before.clone();
+        after.consistent_at = at(20);
+        assert_eq!(haste(&before, &after), Haste::Calm);
+        // That it is known at all is another matter.
+        assert_eq!(haste_of(|s| s.consistent_at = at(10)), Haste::Now);
     }
 
     #[test]
