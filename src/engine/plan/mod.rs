@@ -190,6 +190,8 @@ pub async fn prepare(
         .filter_map(|session| session.id().get("id").cloned())
         .collect();
     let in_use = connections.target.uses(ids);
+    // The driver may have handed us one in which another mirror was cut off.
+    state.end_sessions(in_use.ids()).await;
     state
         .update(
             Write::NoteSessions,
