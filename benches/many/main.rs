@@ -2,15 +2,17 @@
 //! target, with a real API server.
 //!
 //! `cargo bench --bench many` (or `make many`); `-- --idle 1000 --busy 0` for other numbers, `-- --quick`
-//! for a smoke run. Nothing fails because it
-//! was slow: the table says what was reached. It does fail if a mirror does not become live, or if
-//! what was written does not arrive.
+//! for a smoke run. Nothing fails because it was slow: the table says what was reached. It does fail
+//! if a mirror does not become live, or if what was written does not arrive.
 //!
-//! - `operator.rs`: the operator's process, what it has used, what it tells
+//! - `operator.rs`: the operator's process, and what it tells
+//! - `../common/usage.rs`: its CPU time and memory
 //! - `load.rs`: the databases, and who writes to them
 
 mod load;
 mod operator;
+#[path = "../common/usage.rs"]
+mod usage;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -20,7 +22,8 @@ use serde_json::json;
 use testbed::{ControlPlane, ReplicaSet, Version};
 
 use load::Databases;
-use operator::{Operator, Usage};
+use operator::Operator;
+use usage::Usage;
 
 /// Anything that makes a measurement impossible.
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;

@@ -1,4 +1,4 @@
-//! The operator's process, what it has used, and what it tells.
+//! The operator's process, and what it tells.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -7,6 +7,7 @@ use serde_json::Value;
 use testbed::Process;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::usage::Usage;
 use crate::{Result, say};
 
 /// An operator that takes longer for all its mirrors does not make it.
@@ -20,18 +21,6 @@ const LOOK: Duration = Duration::from_millis(200);
 
 /// How often people are told.
 const TELL: Duration = Duration::from_secs(10);
-
-/// Linux counts CPU time for `/proc` in hundredths of a second, whatever its own clock.
-const TICK: Duration = Duration::from_millis(10);
-
-/// What a process has used.
-#[derive(Clone, Copy, Debug)]
-pub struct Usage {
-    /// CPU time so far, in user and kernel mode.
-    pub cpu: Duration,
-    /// Memory that is resident now, in bytes.
-    pub resident: u64,
-}
 
 /// A running operator.
 pub struct Operator {
@@ -141,9 +130,7 @@ impl Operator {
     /// What it has used so far.
     pub fn usage(&self) -> Result<Usage> {
         let id = self.process.pid().ok_or("the operator has ended")?;
-        let stat = std::fs::read_to_string(format!("/proc/{id}/stat"))?;
-        let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
-        Usage::parse(&stat, &status).ok_or_else(|| "/proc does not tell what a process uses".into())
+        Usage::of(id)
     }
 
     /// Asks it to end, and waits.
@@ -154,23 +141,5 @@ impl Operator {
         } else {
             Err(format!("the operator failed: {status}").into())
         }
-    }
-}
-
-impl Usage {
-    /// The fields of `stat` are counted behind the program's name, which is in parentheses and may
-    /// hold blanks.
-    fn parse(stat: &str, status: &str) -> Option<Self> {
-        let (_, fields) = stat.rsplit_once(')')?;
-        let fields: Vec<&str> = fields.split_whitespace().collect();
-        let number = |place: usize| fields.get(place)?.parse::<u32>().ok();
-        let resident = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))?;
-        let kibibytes: u64 = resident.trim().strip_suffix("kB")?.trim().parse().ok()?;
-        Some(Self {
-            cpu: TICK * (number(11)? + number(12)?),
-            resident: kibibytes << 10,
-        })
     }
 }

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use crate::bare::Orders;
-use crate::process::{Usage, Worker};
+use crate::process::Worker;
 use crate::servers::{Server, Servers};
+use crate::usage::Usage;
 use crate::worker::Work;
 use crate::{Result, Scale, say};
 

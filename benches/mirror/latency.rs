@@ -10,8 +10,9 @@ use mongodb::options::WriteConcern;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::process::{Reached, Usage, Worker};
+use crate::process::{Reached, Worker};
 use crate::servers::Servers;
+use crate::usage::Usage;
 use crate::worker::Work;
 use crate::{Result, Scale, say};
 

@@ -9,7 +9,8 @@
 //! - `orders.rs`: the documents and the updates, as raw bytes
 //! - `bare.rs`: the bare copier and the bare bulk writer
 //! - `worker.rs`: what runs in a process of its own, to be measured: the mirror, or one of these
-//! - `process.rs`: starts such a process, listens to it, reads its CPU time and memory
+//! - `process.rs`: starts such a process, and listens to it
+//! - `../common/usage.rs`: its CPU time and memory
 //! - `copy.rs`, `tail.rs`, `latency.rs`: the measurements
 //! - `report.rs`: the table and the JSON file
 
@@ -21,6 +22,8 @@ mod process;
 mod report;
 mod servers;
 mod tail;
+#[path = "../common/usage.rs"]
+mod usage;
 mod worker;
 
 use std::path::PathBuf;

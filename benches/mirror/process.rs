@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
+use crate::usage::{Process, TICK, Usage};
 use crate::worker::{Seen, Work};
 use crate::{Result, say};
 
@@ -16,9 +17,6 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// How often people are told how far it is.
 const TELL: Duration = Duration::from_secs(5);
 
-/// Linux counts CPU time for `/proc` in hundredths of a second, whatever its own clock.
-const TICK: Duration = Duration::from_millis(10);
-
 /// What others may use of a core without being worth a word.
 const QUIET: f64 = 0.1;
 
@@ -26,15 +24,6 @@ const QUIET: f64 = 0.1;
 /// servers and workers are: on a machine with other work, figures of a disturbed round mean little.
 #[derive(Clone, Copy, Debug)]
 struct Others(Duration);
-
-/// What a process has used so far.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Usage {
-    /// CPU time, in user and kernel mode.
-    pub cpu: Duration,
-    /// Most memory resident at any time, in bytes.
-    pub peak: u64,
-}
 
 /// A running worker. It is killed when dropped.
 pub struct Worker {
@@ -132,9 +121,7 @@ impl Worker {
     /// What it has used so far.
     pub fn usage(&self) -> Result<Usage> {
         let id = self.child.id().ok_or("the worker has ended")?;
-        let stat = std::fs::read_to_string(format!("/proc/{id}/stat"))?;
-        let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
-        Usage::parse(&stat, &status).ok_or_else(|| "/proc does not tell what a process uses".into())
+        Usage::of(id)
     }
 
     /// Asks it to end, and waits.
@@ -192,26 +179,6 @@ impl Others {
     }
 }
 
-/// What `/proc/ID/stat` tells of a process.
-struct Process {
-    parent: u32,
-    cpu: Duration,
-}
-
-impl Process {
-    /// The fields are counted behind the program's name, which is in parentheses and may hold
-    /// blanks.
-    fn parse(stat: &str) -> Option<Self> {
-        let (_, fields) = stat.rsplit_once(')')?;
-        let fields: Vec<&str> = fields.split_whitespace().collect();
-        let number = |place: usize| fields.get(place)?.parse::<u32>().ok();
-        Some(Self {
-            parent: number(1)?,
-            cpu: TICK * (number(11)? + number(12)?),
-        })
-    }
-}
-
 /// All time but idle and waiting, out of `/proc/stat`.
 fn busy(stat: &str) -> Option<Duration> {
     let cpu = stat.lines().next()?.strip_prefix("cpu ")?;
@@ -222,19 +189,4 @@ fn busy(stat: &str) -> Option<Duration> {
     // User, nice, system, idle, iowait, irq, softirq; steal is another machine's.
     let busy = [0, 1, 2, 5, 6].iter().map(|place| times.get(*place));
     Some(TICK * busy.sum::<Option<u32>>()?)
-}
-
-impl Usage {
-    /// Out of `stat` and `status`.
-    fn parse(stat: &str, status: &str) -> Option<Self> {
-        let cpu = Process::parse(stat)?.cpu;
-        let peak = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmHWM:"))?;
-        let kibibytes: u64 = peak.trim().strip_suffix("kB")?.trim().parse().ok()?;
-        Some(Self {
-            cpu,
-            peak: kibibytes << 10,
-        })
-    }
 }

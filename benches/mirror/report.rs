@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use crate::Scale;
 use crate::copy::Copied;
 use crate::latency::{Latencies, Latency};
-use crate::process::Usage;
 use crate::tail::{Kind, Tailed};
+use crate::usage::Usage;
 
 /// What a figure should be.
 #[derive(Clone, Copy, Debug)]

@@ -4,8 +4,9 @@
 use std::time::{Duration, Instant};
 
 use crate::orders::Backlog;
-use crate::process::{Usage, Worker};
+use crate::process::Worker;
 use crate::servers::Servers;
+use crate::usage::Usage;
 use crate::worker::Work;
 use crate::{Result, Scale, bare, say};
 

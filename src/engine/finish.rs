@@ -16,7 +16,7 @@ use super::apply::writer::start_session;
 use super::catalog::{self, armed_options};
 use super::command::Commands;
 use super::config::MirrorConfig;
-use super::connection::client::connect;
+use super::connection::shared::Clients;
 use super::error::{Error, Result, Side};
 use super::state::{CatalogEntry, Checkpoint, Index, Stage, StateStore};
 use super::writes::Write;
@@ -24,9 +24,6 @@ use super::writes::Write;
 /// Longest time for all of it: whoever deletes a mirror waits for nothing, and a target that does
 /// not answer must not hold up what comes after.
 pub const LIMIT: Duration = Duration::from_secs(30);
-
-/// Longest wait for the connections to close.
-const DISCONNECT: Duration = Duration::from_secs(2);
 
 /// What becomes of the target when its mirror ends for good.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,13 +42,13 @@ pub enum End {
 /// this mirror's at all.
 pub async fn finish(config: &MirrorConfig, end: End) -> Result<bool> {
     let ended = tokio::time::timeout(LIMIT, async {
-        let client = connect(&config.target, Side::Target).await?;
+        let alone = Clients::default();
+        let connection = alone.connect(&config.target, Side::Target).await?;
         let outcome = match end {
-            End::Arm => arm(config, &client).await,
-            End::Delete => delete(config, &client).await,
+            End::Arm => arm(config, connection.client()).await,
+            End::Delete => delete(config, connection.client()).await,
         };
-        let shutdown = client.shutdown().immediate(true);
-        let _ = tokio::time::timeout(DISCONNECT, shutdown.into_future()).await;
+        connection.close().await;
         outcome
     });
     ended.await.unwrap_or(Err(Error::Timeout {

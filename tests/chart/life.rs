@@ -141,6 +141,13 @@ fn earlier(folder: &Path) {
     });
 }
 
+/// What the API server would say to this manifest.
+async fn try_out(cluster: &Cluster, manifest: &str) -> testbed::Output {
+    let apply = ["apply", "--dry-run=server", "-f", "-"];
+    let said = cluster.plane.kubectl_stdin(&apply, manifest).await;
+    said.unwrap()
+}
+
 #[tokio::test]
 async fn an_api_server_takes_what_the_chart_makes_of_any_values() {
     let cluster = Cluster::start(false).await;
@@ -166,12 +173,7 @@ async fn an_api_server_takes_what_the_chart_makes_of_any_values() {
     ];
     for values in matrix {
         let manifest = cluster.chart.manifest(values).await;
-        let apply = ["apply", "--dry-run=server", "-f", "-"];
-        let said = cluster
-            .plane
-            .kubectl_stdin(&apply, &manifest)
-            .await
-            .unwrap();
+        let said = try_out(&cluster, &manifest).await;
         assert!(said.success, "{values}: {}", said.stderr);
         assert_eq!(said.stderr, "", "warned of {values}");
     }
@@ -180,12 +182,7 @@ async fn an_api_server_takes_what_the_chart_makes_of_any_values() {
         .chart
         .manifest("podSecurityContext: {runAsNonRoot: false}")
         .await;
-    let apply = ["apply", "--dry-run=server", "-f", "-"];
-    let said = cluster
-        .plane
-        .kubectl_stdin(&apply, &manifest)
-        .await
-        .unwrap();
+    let said = try_out(&cluster, &manifest).await;
     assert!(
         said.stderr.contains("would violate PodSecurity"),
         "{}",

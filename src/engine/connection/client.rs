@@ -41,16 +41,8 @@ pub fn readable(client: &Client, config: &MirrorConfig) -> Database {
     client.database_with_options(&config.source.database, options)
 }
 
-/// Makes a client. Nothing is sent to the server yet, except DNS queries for `mongodb+srv`.
-///
-/// # Errors
-/// If the driver does not take the string or the certificates, or an SRV name cannot be resolved.
-pub async fn connect(endpoint: &Endpoint, side: Side) -> Result<Client> {
-    let options = read(endpoint, side).await?;
-    with(options, endpoint, side)
-}
-
-/// What the driver is to know of an endpoint, but for certificates.
+/// What the driver is to know of an endpoint, but for certificates. Nothing is sent to the server,
+/// except DNS queries for `mongodb+srv`.
 ///
 /// # Errors
 /// If the driver does not take the string, or an SRV name cannot be resolved.

@@ -69,7 +69,7 @@ impl Clients {
     /// DNS queries for `mongodb+srv`.
     ///
     /// # Errors
-    /// As of [`connect`](super::client::connect).
+    /// If the driver does not take the string or the certificates, or an SRV name cannot be resolved.
     pub async fn connect(&self, endpoint: &Endpoint, side: Side) -> Result<Connection> {
         let key = Key(endpoint.uri.clone(), endpoint.tls.clone());
         if let Some(found) = self.find(&key) {
@@ -166,33 +166,28 @@ impl Connection {
     /// driver knows of a deployment can be wrong for good, as of a member that was no member of its
     /// set when it was looked at.
     pub async fn give_up(self) {
-        self.take_out();
+        {
+            let mut all = lock(&self.clients.0);
+            let is_this = |found: &Weak<Shared>| found.as_ptr() == Arc::as_ptr(&self.shared);
+            if all.get(&self.shared.key).is_some_and(is_this) {
+                all.remove(&self.shared.key);
+            }
+        }
         self.close().await;
     }
 
     /// Gives it back. The last one closes the connections, and waits for that: what the driver still
     /// does in the background would otherwise meet the end of the process.
     pub async fn close(self) {
-        let clients = self.clients.clone();
+        let Self { clients, shared } = self;
         let last = {
             // Who is about to connect waits for the lock, and finds it either used or gone.
-            let all = lock(&clients.0);
-            let Self { shared, .. } = self;
-            let last = Arc::into_inner(shared);
-            drop(all);
-            last
+            let _all = lock(&clients.0);
+            Arc::into_inner(shared)
         };
         if let Some(Shared { client, .. }) = last {
             let shutdown = client.shutdown().immediate(true);
             let _ = tokio::time::timeout(DISCONNECT, shutdown.into_future()).await;
-        }
-    }
-
-    fn take_out(&self) {
-        let mut all = lock(&self.clients.0);
-        let is_this = |found: &Weak<Shared>| found.as_ptr() == Arc::as_ptr(&self.shared);
-        if all.get(&self.shared.key).is_some_and(is_this) {
-            all.remove(&self.shared.key);
         }
     }
 }

@@ -1,15 +1,16 @@
 //! Who may use this target, and for which source.
 
-use crate::engine::catalog::{self};
+use bson::{DateTime, Document, doc};
+use mongodb::Client;
+use tokio::sync::watch;
+
+use crate::engine::catalog;
 use crate::engine::command::Commands;
 use crate::engine::config::MirrorConfig;
 use crate::engine::connection::probe::{Server, probe};
 use crate::engine::error::{Error, Result, Side};
 use crate::engine::progress::Progress;
-use crate::engine::state::{Checkpoint, Origin, encode_origin};
-use bson::{DateTime, Document, doc};
-use mongodb::Client;
-use tokio::sync::watch;
+use crate::engine::state::{CHECKPOINTS, Checkpoint, Origin, encode_origin};
 
 /// Another process that took the mirror over, as last seen in the checkpoint.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -158,7 +159,7 @@ pub(super) async fn refuse_unless_empty(target: &Commands) -> Result<()> {
 /// Refuses a target in which other mirrors keep their memory.
 pub(super) async fn refuse_memory(target: &Commands) -> Result<()> {
     let checkpoint = doc! {"mirror": {"$type": "string"}, "epoch": {"$type": "long"}};
-    let find = doc! {"find": "checkpoints", "filter": checkpoint, "limit": 1};
+    let find = doc! {"find": CHECKPOINTS, "filter": checkpoint, "limit": 1};
     let reply = target.read("look for checkpoints", find).await?;
     let found = reply
         .get_document("cursor")

@@ -37,7 +37,8 @@ pub use sound::{ranges_by_collection, refuse_gaps, refuse_unknown};
 /// The state database's name, unless another one is asked for.
 pub const DATABASE: &str = "mongomirror";
 
-const CHECKPOINTS: &str = "checkpoints";
+/// The collection with a document for each target.
+pub const CHECKPOINTS: &str = "checkpoints";
 const CATALOG: &str = "catalog";
 const FENCES: &str = "fences";
 const RANGES: &str = "ranges";
