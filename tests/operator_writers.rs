@@ -314,3 +314,27 @@ async fn what_a_woken_leader_still_writes_does_not_last() {
     second.stop().await;
     first.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_that_ends_says_so_in_every_status() {
+    let (set, client) = servers().await;
+    let mut cluster = Cluster::without_operator().await;
+    cluster.start_operator();
+    cluster.apply(&secret("mongo", &set.uri())).await;
+    for name in ["one", "two"] {
+        fill(&client.database(name), "orders", 0, 20).await;
+        cluster.apply(&mirror(name, "mongo", name, "")).await;
+        cluster.wait(name, ".status.phase", "Mirroring").await;
+    }
+    let log = cluster.stop_operator().await;
+    assert!(!log.contains("could not be written"), "{log}");
+    let ready = r#".status.conditions[?(@.type=="Ready")].reason"#;
+    for name in ["one", "two"] {
+        let reason = cluster.field(name, ready).await;
+        assert_eq!(reason, "OperatorStopped", "{name}; {log}");
+    }
+    cluster.start_operator();
+    for name in ["one", "two"] {
+        cluster.wait(name, ready, "Mirroring").await;
+    }
+}

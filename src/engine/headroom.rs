@@ -4,30 +4,24 @@
 //! position. So this is measured all the time, also while a mirror is paused or fails.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bson::{Document, doc};
-use mongodb::Client;
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::command::{Commands, number};
 use super::config::MirrorConfig;
+use super::connection::oplog::{Oplog, measure};
 use super::connection::shared::Clients;
+use super::connection::vitals::Heard;
 use super::error::{Error, Result, Side, code};
 use super::position::ClusterTime;
 use super::progress::Progress;
 use super::state::StateStore;
 
-/// Time between two measurements of a running mirror.
-pub const EVERY: Duration = Duration::from_secs(10);
-
 /// Time between two measurements of one that does not run, and has nothing to do in between.
 const EVERY_PAUSED: Duration = Duration::from_secs(30);
-
-/// Longest wait for the whole measurement.
-const LIMIT: Duration = Duration::from_secs(20);
 
 /// The trend is told from measurements of so much time: long enough to see more than one burst of
 /// writes, short enough to show that something has changed.
@@ -44,19 +38,6 @@ const LOW: Duration = Duration::from_secs(3600);
 
 /// The part of the oplog's reach below which the time left is little.
 const LOW_PART: u32 = 4;
-
-/// The source's oplog, as asked for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Oplog {
-    /// The oldest operation it holds.
-    pub oldest: ClusterTime,
-    /// The newest.
-    pub newest: ClusterTime,
-    /// How much it holds.
-    pub bytes: u64,
-    /// How much it holds at most, before it drops the oldest.
-    pub most_bytes: u64,
-}
 
 /// What is left before the oplog drops what follows a position.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize)]
@@ -217,7 +198,7 @@ impl History {
 
 /// One measurement, in words for whoever watches.
 pub fn told(
-    measured: Result<Oplog>,
+    measured: Heard<Oplog>,
     position: ClusterTime,
     history: &mut History,
     now: Duration,
@@ -247,63 +228,6 @@ pub fn told(
             why: "the source's oplog holds too little to tell how fast it fills".to_owned(),
         },
     }
-}
-
-/// Asks the source.
-///
-/// # Errors
-/// What the exchange met; without the role `clusterMonitor` the source refuses.
-pub async fn measure(source: &Client) -> Result<Oplog> {
-    let doing = "look at the oplog";
-    let commands = |name| Commands {
-        side: Side::Source,
-        db: source.database(name),
-    };
-    let asked = async {
-        let mut question = doc! {"serverStatus": 1, "oplog": 1};
-        // Only what is asked for: the rest takes a server longer than it is worth.
-        for section in SECTIONS {
-            question.insert(section, 0);
-        }
-        let status = commands("admin").read(doing, question).await?;
-        let size = doc! {"collStats": "oplog.rs"};
-        let size = commands("local").read(doing, size).await?;
-        Ok((status, size))
-    };
-    let (status, size) =
-        tokio::time::timeout(LIMIT, asked)
-            .await
-            .unwrap_or(Err(Error::Timeout {
-                side: Side::Source,
-                doing,
-                after: LIMIT,
-            }))?;
-    parse(&status, &size).ok_or_else(|| Error::Reply {
-        side: Side::Source,
-        doing,
-        what: "it says nothing of the oplog".into(),
-    })
-}
-
-/// Sections of `serverStatus` that cost something and say nothing here.
-const SECTIONS: [&str; 6] = [
-    "wiredTiger",
-    "tcmalloc",
-    "metrics",
-    "locks",
-    "repl",
-    "opLatencies",
-];
-
-fn parse(status: &Document, size: &Document) -> Option<Oplog> {
-    let oplog = status.get_document("oplog").ok()?;
-    let time = |name| oplog.get_timestamp(name).ok().map(ClusterTime::from);
-    Some(Oplog {
-        oldest: time("earliestOptime")?,
-        newest: time("latestOptime")?,
-        bytes: u64::try_from(number(size, "size")).ok()?,
-        most_bytes: u64::try_from(number(size, "maxSize")).ok()?,
-    })
 }
 
 /// Watches over a mirror that does not run, because it is paused or cannot: measures, tells, and
@@ -351,7 +275,10 @@ async fn watch(
         };
         let headroom = match measured.await {
             Ok(None) => return,
-            Ok(Some((position, oplog))) => told(oplog, position, &mut history, started.elapsed()),
+            Ok(Some((position, oplog))) => {
+                let oplog = oplog.map_err(Arc::new);
+                told(oplog, position, &mut history, started.elapsed())
+            }
             Err(error) => Headroom::Unknown {
                 why: Error::to_string(&error),
             },
@@ -481,19 +408,15 @@ mod tests {
             statement: None,
         };
         let mut history = History::default();
-        let headroom = told(Err(refused), time(1), &mut history, Duration::ZERO);
+        let headroom = told(
+            Err(Arc::new(refused)),
+            time(1),
+            &mut history,
+            Duration::ZERO,
+        );
         let Headroom::Unknown { why } = headroom else {
             panic!("{headroom:?}");
         };
         assert!(why.contains("clusterMonitor"), "{why}");
-    }
-
-    #[test]
-    fn replies_are_understood() {
-        let at = |time| bson::Timestamp { time, increment: 1 };
-        let status = doc! {"oplog": {"earliestOptime": at(1000), "latestOptime": at(2000)}};
-        let size = doc! {"size": 1_000_000_i64, "maxSize": 3_000_000.0};
-        assert_eq!(parse(&status, &size), Some(oplog(3_000_000)));
-        assert_eq!(parse(&doc! {}, &size), None);
     }
 }

@@ -235,9 +235,16 @@ async fn run_connected(
         position = %planned.position.time,
         "connected"
     );
-    Owner::new(config, planned, publish, requests, &mut before.kept)
-        .run(stop)
-        .await
+    Owner::new(
+        config,
+        connections,
+        planned,
+        publish,
+        requests,
+        &mut before.kept,
+    )
+    .run(stop)
+    .await
 }
 
 /// Makes a problem visible: once in the log, for as long as it lasts in the progress.

@@ -262,8 +262,12 @@ impl Publisher {
 
     /// Makes it a conflict if the resource has changed since, or another one has its name.
     fn of_version(&self, version: &str) -> Value {
-        let version = (!self.insists).then_some(version);
-        json!({ "name": self.name, "uid": self.uid, "resourceVersion": version })
+        let mut metadata = json!({ "name": self.name, "uid": self.uid });
+        // An empty one would be taken for a version, and refused.
+        if !self.insists {
+            metadata["resourceVersion"] = json!(version);
+        }
+        metadata
     }
 
     async fn send(

@@ -260,6 +260,14 @@ impl Cluster {
         }
     }
 
+    /// SIGTERM; returns what it logged.
+    pub async fn stop_operator(&mut self) -> String {
+        let operator = self.operator.take().expect("an operator");
+        let log = operator.log.clone();
+        operator.stop().await;
+        std::fs::read_to_string(log).expect("its log")
+    }
+
     /// What the operator logged.
     pub fn log(&self) -> String {
         self.operator

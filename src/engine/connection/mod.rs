@@ -2,7 +2,10 @@
 
 pub mod client;
 pub mod members;
+pub mod oplog;
 pub mod probe;
+pub mod pulse;
 pub mod shared;
 pub mod tls;
 pub mod uri;
+pub mod vitals;

@@ -11,8 +11,11 @@ use bson::Bson;
 use mongodb::Client;
 
 use super::client::{read, with};
+use super::oplog::Oplog;
+use super::pulse::Listener;
 use super::tls::Tls;
 use super::uri::ConnectionUri;
+use super::vitals::{Heard, Sample, Vitals};
 use crate::engine::config::{Endpoint, MirrorConfig};
 use crate::engine::error::{Error, Result, Side};
 
@@ -31,6 +34,7 @@ struct Shared {
     key: Key,
     client: Client,
     sessions: Sessions,
+    vitals: Vitals,
 }
 
 /// Sessions that mirrors of this process write with, and whose they are.
@@ -87,6 +91,7 @@ impl Clients {
                     key: key.clone(),
                     client: with(options, endpoint, side)?,
                     sessions: Sessions::default(),
+                    vitals: Vitals::default(),
                 });
                 all.insert(key, Arc::downgrade(&shared));
                 shared
@@ -136,6 +141,21 @@ impl Connection {
     /// The client.
     pub fn client(&self) -> &Client {
         &self.shared.client
+    }
+
+    /// How far this source is, asked twice a second for all mirrors.
+    pub fn times(&self) -> Listener<Heard<Sample>> {
+        self.shared.vitals.times(self.client())
+    }
+
+    /// Whether this target answers.
+    pub fn answers(&self) -> Listener<Heard<()>> {
+        self.shared.vitals.answers(self.client())
+    }
+
+    /// What this source's oplog holds.
+    pub fn oplog(&self) -> Listener<Heard<Oplog>> {
+        self.shared.vitals.oplog(self.client())
     }
 
     /// Notes that these sessions are used. The driver hands a session on to the next who asks when

@@ -8,58 +8,33 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use bson::doc;
-use mongodb::Database;
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::engine::command::Commands;
-use crate::engine::connection::probe::majority_time;
-use crate::engine::error::{Error, Result, Side};
-use crate::engine::headroom::{self, Oplog};
+use crate::engine::connection::oplog::Oplog;
+use crate::engine::connection::pulse::Listener;
+use crate::engine::connection::shared::Connections;
+use crate::engine::connection::vitals::{Heard, Sample};
 use crate::engine::position::ClusterTime;
-
-/// Time between two samples.
-const EVERY: Duration = Duration::from_millis(500);
-
-/// Time between two questions to the target: only whether it answers.
-const TARGET_EVERY: Duration = Duration::from_secs(2);
-
-/// A server that takes longer for the smallest question is reported as not answering.
-const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// Samples that are kept: beyond these the seconds of the cluster times tell enough.
 const KEPT: usize = 240;
 
-/// Where the source was, and when that was known.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub struct Sample {
-    /// The newest majority-committed operation.
-    pub time: ClusterTime,
-    /// When the question was sent.
-    pub at: Instant,
-}
-
 /// What the monitor found out.
 #[derive(Debug)]
 pub enum Measured {
-    /// The source answered.
-    Source(Sample),
-    /// It did not.
-    SourceSilent(Error),
-    /// The target answered.
-    Target,
-    /// It did not.
-    TargetSilent(Error),
+    /// How far the source is.
+    Source(Heard<Sample>),
+    /// Whether the target answers.
+    Target(Heard<()>),
     /// What the source said of its oplog.
-    Oplog(Result<Oplog>),
+    Oplog(Heard<Oplog>),
 }
 
 /// Compares the source's time with the mirror's position.
 pub struct Monitor {
-    measured: mpsc::Receiver<Measured>,
-    tasks: [JoinHandle<()>; 3],
+    times: Listener<Heard<Sample>>,
+    target: Listener<Heard<()>>,
+    oplog: Listener<Heard<Oplog>>,
     behind: Behind,
 }
 
@@ -69,51 +44,32 @@ struct Behind {
     waiting: VecDeque<Sample>,
     reached: Option<ClusterTime>,
     newest: Option<Sample>,
+    /// Samples younger than this may have been reached without our knowing.
+    patience: Duration,
     /// All samples were reached once: from then on the seconds of the cluster times, which jump
     /// by ten on an idle source, say less than the samples' waits.
     was_level: bool,
 }
 
 impl Monitor {
-    /// Starts asking both sides.
-    pub fn start(source: &Database, target: &Database) -> Self {
-        let (send, measured) = mpsc::channel(1);
-        let source = source.client().clone();
-        let target = Commands {
-            side: Side::Target,
-            db: target.clone(),
-        };
-        let (told, source_client) = (send.clone(), source.clone());
-        let ask_source = tokio::spawn(ask(EVERY, told, async move || {
-            let at = Instant::now();
-            match in_time(Side::Source, majority_time(&source)).await {
-                Ok(time) => Measured::Source(Sample { time, at }),
-                Err(error) => Measured::SourceSilent(error),
-            }
-        }));
-        let (client, told) = (source_client, send.clone());
-        let ask_oplog = tokio::spawn(ask(headroom::EVERY, told, async move || {
-            Measured::Oplog(headroom::measure(&client).await)
-        }));
-        let ask_target = tokio::spawn(ask(TARGET_EVERY, send, async move || {
-            let hello = target.read("hear from it", doc! {"hello": 1});
-            match in_time(Side::Target, hello).await {
-                Ok(_) => Measured::Target,
-                Err(error) => Measured::TargetSilent(error),
-            }
-        }));
+    /// Begins to listen to both sides, for a mirror that has reached this time.
+    pub fn new(connections: &Connections, reached: ClusterTime) -> Self {
+        let mut behind = Behind::default();
+        behind.reached(reached);
         Self {
-            measured,
-            tasks: [ask_source, ask_target, ask_oplog],
-            behind: Behind::default(),
+            times: connections.source.times(),
+            target: connections.target.answers(),
+            oplog: connections.source.oplog(),
+            behind,
         }
     }
 
-    /// The next measurement.
+    /// The next measurement. May be cut off at any point.
     pub async fn next(&mut self) -> Measured {
-        match self.measured.recv().await {
-            Some(measured) => measured,
-            None => std::future::pending().await,
+        tokio::select! {
+            sample = self.times.next() => Measured::Source(sample),
+            answers = self.target.next() => Measured::Target(answers),
+            oplog = self.oplog.next() => Measured::Oplog(oplog),
         }
     }
 
@@ -127,6 +83,11 @@ impl Monitor {
         self.behind.reached(time);
     }
 
+    /// From now on the stream tells of the absence of events so much later than it could.
+    pub fn bear_with(&mut self, patience: Duration) {
+        self.behind.patience = patience;
+    }
+
     /// How far behind; `None` before the first sample or when the newest is old.
     pub fn lag(&self) -> Option<Duration> {
         self.behind.lag(Instant::now())
@@ -136,36 +97,6 @@ impl Monitor {
     pub fn is_caught_up(&self) -> bool {
         self.behind.newest.is_some() && self.behind.waiting.is_empty()
     }
-
-    /// Stops asking.
-    pub fn stop(&self) {
-        for task in &self.tasks {
-            task.abort();
-        }
-    }
-}
-
-/// Asks again and again until nobody listens.
-async fn ask(every: Duration, told: mpsc::Sender<Measured>, question: impl AsyncFn() -> Measured) {
-    let mut every = tokio::time::interval(every);
-    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        every.tick().await;
-        if told.send(question().await).await.is_err() {
-            return;
-        }
-    }
-}
-
-async fn in_time<T>(side: Side, exchange: impl Future<Output = Result<T>>) -> Result<T> {
-    let timeout = Error::Timeout {
-        side,
-        doing: "hear from it",
-        after: ANSWER_LIMIT,
-    };
-    tokio::time::timeout(ANSWER_LIMIT, exchange)
-        .await
-        .unwrap_or(Err(timeout))
 }
 
 impl Behind {
@@ -180,6 +111,7 @@ impl Behind {
             }
             self.waiting.push_back(sample);
         }
+        self.was_level |= self.waiting.is_empty();
     }
 
     fn reached(&mut self, time: ClusterTime) {
@@ -202,7 +134,7 @@ impl Behind {
         let Some(oldest) = self.waiting.front() else {
             return Some(Duration::ZERO);
         };
-        let waited = now.duration_since(oldest.at);
+        let waited = now.duration_since(oldest.at).saturating_sub(self.patience);
         // After a pause the first sample is young, but the position is old.
         let by_clock = self
             .reached
@@ -253,6 +185,29 @@ mod tests {
         assert_eq!(behind.lag(now), Some(Duration::from_millis(150)));
         behind.reached(within(3));
         assert_eq!(behind.lag(now), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn what_a_quiet_stream_would_have_told_does_not_count() {
+        let start = Instant::now();
+        let mut behind = Behind {
+            patience: Duration::from_secs(1),
+            ..Behind::default()
+        };
+        behind.reached(time(10));
+        behind.note(Sample {
+            time: time(10),
+            at: start,
+        });
+        behind.note(Sample {
+            time: time(11),
+            at: start,
+        });
+        let lag = |behind: &Behind, millis| behind.lag(start + Duration::from_millis(millis));
+        assert_eq!(lag(&behind, 900), Some(Duration::ZERO));
+        assert_eq!(lag(&behind, 1500), Some(Duration::from_millis(500)));
+        behind.reached(time(11));
+        assert_eq!(lag(&behind, 1500), Some(Duration::ZERO));
     }
 
     #[test]

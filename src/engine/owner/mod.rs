@@ -31,6 +31,7 @@ use super::apply::gather::{Batch, Counts};
 use super::apply::indexes::Tended;
 use super::apply::writer::{Part, Prepared, Writer, Written};
 use super::config::MirrorConfig;
+use super::connection::shared::Connections;
 use super::copy::lane::Report as LaneReport;
 use super::copy::pace::Pace;
 use super::error::{Error, Result, Side};
@@ -163,6 +164,8 @@ pub struct Owner<'a> {
     again: HashMap<CollectionIndex, Again>,
 
     monitor: Monitor,
+    /// Nothing waits for the source's time to go on.
+    may_be_quiet: watch::Sender<bool>,
     /// What was left of the oplog, counted from `started`.
     headroom: History,
     started: Instant,
@@ -241,6 +244,7 @@ impl<'a> Owner<'a> {
     /// Takes a plan over.
     pub fn new(
         config: &'a MirrorConfig,
+        connections: &Connections,
         mut plan: Planned,
         publish: &'a watch::Sender<Progress>,
         requests: &'a mut mpsc::Receiver<Request>,
@@ -289,7 +293,7 @@ impl<'a> Owner<'a> {
             publish,
             position: plan.position.clone(),
             committed: plan.position.clone(),
-            monitor: Monitor::start(&plan.source, &plan.target.db),
+            monitor: Monitor::new(connections, plan.position.time),
             published: now,
             logged: (now, progress.clone()),
             progress,
@@ -320,6 +324,7 @@ impl<'a> Owner<'a> {
             builds: JoinSet::new(),
             building: HashSet::new(),
             again: HashMap::new(),
+            may_be_quiet: watch::Sender::new(false),
             headroom: History::default(),
             started: now,
             caught_up: false,
@@ -354,6 +359,7 @@ impl<'a> Owner<'a> {
             self.plan.flags,
             budget,
             reports,
+            self.may_be_quiet.subscribe(),
         ));
         let outcome = self.attend(stop, &mut stream).await;
         drop(stream);
@@ -380,7 +386,6 @@ impl<'a> Owner<'a> {
             tracing::debug!("the target is not let go in time");
         }
         self.lanes.abort_all();
-        self.monitor.stop();
         self.writer.task.abort();
         reading.abort();
         finished

@@ -17,6 +17,7 @@ impl Owner<'_> {
         match report {
             Some(StreamReport::Reply(reply)) => {
                 self.source_answers();
+                self.monitor.bear_with(reply.patience);
                 self.reply = Some((reply, 0));
             }
             Some(StreamReport::Lost(error)) => {
@@ -67,17 +68,17 @@ impl Owner<'_> {
 
     pub(super) fn measured(&mut self, measured: Measured) {
         match measured {
-            Measured::Source(sample) => {
+            Measured::Source(Ok(sample)) => {
                 self.monitor.note(sample);
                 self.progress.measured_at = Some(SystemTime::now());
             }
-            Measured::SourceSilent(error) => self.silent(Side::Source, &error),
-            Measured::Target => {
+            Measured::Source(Err(error)) => self.silent(Side::Source, &error),
+            Measured::Target(Ok(())) => {
                 if self.progress.target.set(true, "") {
                     self.clear_problem();
                 }
             }
-            Measured::TargetSilent(error) => self.silent(Side::Target, &error),
+            Measured::Target(Err(error)) => self.silent(Side::Target, &error),
             Measured::Oplog(oplog) => {
                 let position = self.committed.time;
                 let now = self.started.elapsed();
@@ -118,6 +119,7 @@ impl Owner<'_> {
         } else {
             Phase::CatchingUp
         };
+        self.may_be_quiet.send_replace(phase == Phase::Mirroring);
         let is_between = !self.is_torn && !self.plan.in_command;
         let is_exact = self.is_consistent() && is_between && self.quarantine.is_empty();
         self.progress.consistent_at = self.progress.position.filter(|_| is_exact);

@@ -10,7 +10,8 @@ use bson::{Document, doc};
 use futures::StreamExt;
 use mongodb::Database;
 use mongodb::raw_batch_cursor::{RawBatch, RawBatchCursor};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::Instant;
 
 use crate::engine::command::{Commands, within};
 use crate::engine::error::{Error, Result, Side, code};
@@ -21,6 +22,13 @@ use crate::reason::Reason;
 /// How long the server holds an empty reply back. It also bounds how late the end of a source
 /// transaction is seen on an idle source: only the next reply tells that it is complete.
 const AWAIT: Duration = Duration::from_millis(100);
+
+/// The same, for a stream that has been quiet: what happens is told at once all the same, and
+/// a thousand quiet streams ask a thousand times a second, not ten thousand.
+const AWAIT_QUIET: Duration = Duration::from_secs(1);
+
+/// A stream without events for so long is quiet.
+const QUIET: Duration = Duration::from_secs(2);
 
 /// Longest wait for a reply. Behind a resume the server may scan a long stretch of the oplog
 /// first (0.12 s for 60 000 entries, `facts` mongodb 13), so this is generous; and it is doubled as
@@ -52,6 +60,9 @@ pub struct Reply {
     /// events, there are none up to then. Zero in the first reply of a stream that was opened
     /// again, perhaps by a new primary that does not know yet how much is committed.
     pub committed: ClusterTime,
+    /// How long the server may keep from us that nothing happens, beyond the ordinary: what does
+    /// happen it tells at once. More than zero on a quiet stream.
+    pub patience: Duration,
     /// Gives the bytes back when the reply is dropped.
     _bytes: OwnedSemaphorePermit,
 }
@@ -89,13 +100,15 @@ pub struct Flags {
     pub internal: bool,
 }
 
-/// Reads until the receiver is dropped or the stream cannot go on.
+/// Reads until the receiver is dropped or the stream cannot go on. As long as it `may_be_quiet`,
+/// nobody waits for a reply without events.
 pub async fn read(
     source: Database,
     from: Position,
     flags: Flags,
     bytes: Arc<Semaphore>,
     reports: mpsc::Sender<Report>,
+    may_be_quiet: watch::Receiver<bool>,
 ) {
     let mut reader = Reader {
         source,
@@ -106,6 +119,9 @@ pub async fn read(
         reports,
         steps: Steps::new(BATCH),
         limit: REPLY_LIMIT.0,
+        may_be_quiet,
+        is_quiet: false,
+        last_event: Instant::now(),
     };
     let mut pause = BACKOFF.0;
     let mut lost = None;
@@ -179,23 +195,34 @@ fn is_lost(error: &Error) -> bool {
 /// What the exchange met, other than an unknown flag.
 pub async fn probe_flags(source: &Database) -> Result<Flags> {
     let internal = Flags { internal: true };
+    let form = Form {
+        view: View::Whole,
+        silence: AWAIT,
+    };
     let limit = REPLY_LIMIT.0;
-    match open(source, None, internal, View::Whole, limit).await {
+    match open(source, None, internal, form, limit).await {
         Ok(_) => Ok(internal),
         Err(error) if error.code() == Some(code::UNKNOWN_FIELD) => {
             let plain = Flags { internal: false };
-            open(source, None, plain, View::Whole, limit).await?;
+            open(source, None, plain, form, limit).await?;
             Ok(plain)
         }
         Err(error) => Err(error),
     }
 }
 
+/// In which form a cursor shows the stream.
+#[derive(Clone, Copy)]
+struct Form {
+    view: View,
+    silence: Duration,
+}
+
 async fn open(
     source: &Database,
     from: Option<&StartPoint>,
     flags: Flags,
-    view: View,
+    form: Form,
     limit: Duration,
 ) -> Result<RawBatchCursor> {
     let mut stage = doc! {"showExpandedEvents": true};
@@ -216,11 +243,11 @@ async fn open(
         None => {}
     }
     let mut stages = vec![doc! {"$changeStream": stage}];
-    stages.extend(view.stage());
+    stages.extend(form.view.stage());
     let open = source
         .aggregate(stages)
-        .max_await_time(AWAIT)
-        .batch_size(if view == View::Whole { BATCH } else { 1 })
+        .max_await_time(form.silence)
+        .batch_size(if form.view == View::Whole { BATCH } else { 1 })
         .batch();
     within(Side::Source, "open the change stream", limit, open).await
 }
@@ -234,6 +261,10 @@ struct Reader {
     reports: mpsc::Sender<Report>,
     steps: Steps,
     limit: Duration,
+    may_be_quiet: watch::Receiver<bool>,
+    /// The server holds empty replies back for longer.
+    is_quiet: bool,
+    last_event: Instant,
 }
 
 /// Why reading ended without an error.
@@ -264,8 +295,10 @@ impl Reader {
     /// Reads until something breaks.
     async fn read_on(&mut self, pause: &mut Duration, lost: &mut Option<Reason>) -> Result<Read> {
         let view = self.steps.view();
+        let silence = if self.is_quiet { AWAIT_QUIET } else { AWAIT };
+        let form = Form { view, silence };
         let start = Some(&self.position.start);
-        let mut cursor = open(&self.source, start, self.flags, view, self.limit).await?;
+        let mut cursor = open(&self.source, start, self.flags, form, self.limit).await?;
         let mut committed = ClusterTime::ZERO;
         loop {
             let doing = "read the change stream";
@@ -285,27 +318,41 @@ impl Reader {
                 return Ok(Read::Enough);
             }
             let known = std::mem::replace(&mut committed, operation_time(&batch));
-            let Some(reply) = self.account(batch, known).await? else {
+            let Some(mut reply) = self.account(batch, known).await? else {
                 return Ok(Read::Enough);
             };
             self.position = Position {
                 time: reply.time,
                 start: StartPoint::After(reply.resume.clone()),
             };
+            let is_empty = reply.events().next().is_none();
             let events = match view {
                 View::Whole => 1,
                 _ => u32::try_from(reply.events().count()).unwrap_or(u32::MAX),
             };
+            let turns = self.turns(is_empty);
+            if self.is_quiet {
+                reply.patience = AWAIT_QUIET;
+            }
             if self.reports.send(Report::Reply(reply)).await.is_err() {
                 return Ok(Read::Enough);
             }
             if matches!(view, View::Slim | View::Bare) && events > 0 {
                 tracing::debug!(position = %self.position.time, ?view, "stepped over an event that is too large");
             }
-            if self.steps.delivered(events) {
+            if self.steps.delivered(events) || turns {
                 return Ok(Read::InAnotherForm);
             }
         }
+    }
+
+    /// Whether the stream becomes quiet behind a reply, or is it no longer.
+    fn turns(&mut self, is_empty: bool) -> bool {
+        if !is_empty {
+            self.last_event = Instant::now();
+        }
+        let is_quiet = self.last_event.elapsed() > QUIET && *self.may_be_quiet.borrow();
+        std::mem::replace(&mut self.is_quiet, is_quiet) != is_quiet
     }
 
     /// Waits until the reply fits into the budget; `None` when nobody listens any more.
@@ -336,6 +383,7 @@ impl Reader {
             resume,
             time,
             committed,
+            patience: Duration::ZERO,
             _bytes: bytes,
         }))
     }

@@ -1,0 +1,162 @@
+//! What many want to know again and again is asked once for all of them.
+
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::{Notify, broadcast};
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
+
+/// Answers that are kept for a listener that does something else meanwhile.
+const KEPT: usize = 240;
+
+/// Between two questions when somebody does not want to wait.
+const LEAST: Duration = Duration::from_millis(50);
+
+/// A question that is asked as long as somebody listens.
+pub struct Pulse<T>(Mutex<Weak<Asking<T>>>);
+
+struct Asking<T> {
+    answers: broadcast::Sender<T>,
+    wanted: Arc<Notify>,
+    _task: AbortOnDropHandle<()>,
+}
+
+/// Hears the answers.
+pub struct Listener<T> {
+    answers: broadcast::Receiver<T>,
+    /// The asking ends with the last one who holds it.
+    _asking: Arc<Asking<T>>,
+}
+
+impl<T> Default for Pulse<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T: Clone + Send + 'static> Pulse<T> {
+    /// Listens from now on. The question is asked at once, for all who begin about now, and then
+    /// `every` so often; the first listener's question is everybody's.
+    pub fn listen<Answer>(
+        &self,
+        every: Duration,
+        question: impl Fn() -> Answer + Send + 'static,
+    ) -> Listener<T>
+    where
+        Answer: Future<Output = T> + Send + 'static,
+    {
+        let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(asking) = current.upgrade() {
+            let answers = asking.answers.subscribe();
+            asking.wanted.notify_one();
+            return Listener {
+                answers,
+                _asking: asking,
+            };
+        }
+        let (sender, answers) = broadcast::channel(KEPT);
+        let wanted = Arc::new(Notify::new());
+        let task = tokio::spawn(ask(every, wanted.clone(), sender.clone(), question));
+        let asking = Arc::new(Asking {
+            answers: sender,
+            wanted,
+            _task: AbortOnDropHandle::new(task),
+        });
+        *current = Arc::downgrade(&asking);
+        Listener {
+            answers,
+            _asking: asking,
+        }
+    }
+}
+
+async fn ask<T, Answer: Future<Output = T>>(
+    every: Duration,
+    wanted: Arc<Notify>,
+    answers: broadcast::Sender<T>,
+    question: impl Fn() -> Answer,
+) {
+    loop {
+        let asked = Instant::now();
+        // Nobody may listen just now: the task ends with the last listener, not here.
+        let _ = answers.send(question().await);
+        tokio::select! {
+            () = tokio::time::sleep_until(asked + every) => {}
+            () = wanted.notified() => tokio::time::sleep_until(asked + LEAST).await,
+        }
+    }
+}
+
+impl<T: Clone> Listener<T> {
+    /// The next answer to a question that was asked since this one listens, or was under way then.
+    /// Of those that were not heard in time the newest are kept. May be cut off at any point.
+    pub async fn next(&mut self) -> T {
+        loop {
+            match self.answers.recv().await {
+                Ok(answer) => return answer,
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                // Its task is gone although we hold it: the process ends.
+                Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    fn counted(pulse: &Pulse<usize>, count: &Arc<AtomicUsize>) -> Listener<usize> {
+        let count = count.clone();
+        pulse.listen(Duration::from_secs(1), move || {
+            let nth = count.fetch_add(1, Ordering::Relaxed);
+            async move { nth }
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_hear_the_answer_to_one_question() {
+        let (pulse, count) = (Pulse::default(), Arc::default());
+        let mut all: Vec<_> = (0..100).map(|_| counted(&pulse, &count)).collect();
+        for listener in &mut all {
+            assert_eq!(listener.next().await, 0);
+        }
+        tokio::time::sleep(Duration::from_millis(9_500)).await;
+        let asked = count.load(Ordering::Relaxed);
+        assert!((9..=11).contains(&asked), "{asked}");
+        // Nothing is lost on who did not listen for a while.
+        for nth in 1..asked {
+            assert_eq!(all[7].next().await, nth);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_later_does_not_wait() {
+        let (pulse, count) = (Pulse::default(), Arc::default());
+        let mut first = counted(&pulse, &count);
+        first.next().await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let came = Instant::now();
+        let mut second = counted(&pulse, &count);
+        assert_eq!(second.next().await, 1);
+        assert!(came.elapsed() <= LEAST);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_asked_for_nobody() {
+        let (pulse, count) = (Pulse::default(), Arc::default());
+        let (first, second) = (counted(&pulse, &count), counted(&pulse, &count));
+        drop(first);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let asked = count.load(Ordering::Relaxed);
+        assert!(asked >= 5, "{asked}");
+        drop(second);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(count.load(Ordering::Relaxed), asked);
+        counted(&pulse, &count).next().await;
+        assert!(count.load(Ordering::Relaxed) > asked);
+    }
+}
