@@ -15,11 +15,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use futures::future::OptionFuture;
 use kube::core::DeserializeGuard;
 use kube::runtime::events::Recorder;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, Resource, ResourceExt};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -74,6 +75,10 @@ pub struct Context {
     pub ends: Ends,
     /// Whether the API server takes what is written.
     pub outage: Outage,
+    /// Of all keepers, so many read Secrets at once.
+    pub reads: Semaphore,
+    /// And so many write.
+    pub writes: Arc<Semaphore>,
 }
 
 /// The uids of the resources, and the databases to be deleted with them, by mirror. Never held across an await.
@@ -166,6 +171,7 @@ impl Keeper {
     /// and returns.
     pub async fn run(mut self, nudge: Arc<Notify>, stop: CancellationToken) {
         let mut reconcile_at = Instant::now();
+        let mut turn = None;
         loop {
             if reconcile_at <= Instant::now() {
                 let wait = match self.reconcile(&stop).await {
@@ -196,17 +202,32 @@ impl Keeper {
                 };
                 reconcile_at = Instant::now() + wait;
             }
-            // The API server may be slow to answer, and leadership ends without it.
-            let report_at = tokio::select! {
-                () = stop.cancelled() => return self.retire().await,
-                report_at = self.report() => report_at,
-            };
+            let now = Instant::now();
+            let due = self
+                .status()
+                .and_then(|(publisher, status)| publisher.due(&status, now));
+            // Whoever waits for a turn keeps the place, whatever happens meanwhile.
+            if due.is_some_and(|due| due <= now) {
+                let writes = &self.context.writes;
+                turn.get_or_insert_with(|| Box::pin(writes.clone().acquire_owned()));
+            } else {
+                turn = None;
+            }
+            let look_at = due.filter(|due| *due > now).unwrap_or(now + LOOK_AGAIN);
+            let look_at = look_at.min(now + LOOK_AGAIN).min(reconcile_at);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return self.retire().await,
                 () = nudge.notified() => reconcile_at = Instant::now(),
+                _permit = OptionFuture::from(turn.as_mut()), if turn.is_some() => {
+                    // The API server may be slow to answer, and leadership ends without it.
+                    tokio::select! {
+                        () = stop.cancelled() => return self.retire().await,
+                        () = self.report() => turn = None,
+                    }
+                }
                 () = self.next_progress() => {}
-                () = tokio::time::sleep_until(reconcile_at.min(report_at)) => {}
+                () = tokio::time::sleep_until(look_at) => {}
             }
         }
     }
@@ -254,7 +275,11 @@ impl Keeper {
         let Ok(mirror) = &object.0 else {
             return Ok(Dereferenced::Unreadable(identity));
         };
-        let secrets = match self.secrets.read(secrets::names(&mirror.spec)).await {
+        let secrets = match self
+            .secrets
+            .read(secrets::names(&mirror.spec), &self.context.reads)
+            .await
+        {
             Ok(secrets) => Ok(secrets),
             // Without them only the source's oplog cannot be watched.
             Err(_) if !mirror.spec.enabled => Ok(Default::default()),
@@ -268,31 +293,26 @@ impl Keeper {
         })
     }
 
-    /// Stage 5: writes the status if there is something to tell; returns when to come back.
-    async fn report(&mut self) -> Instant {
-        let look_again = Instant::now() + LOOK_AGAIN;
-        let Some(resource) = &self.resource else {
-            return look_again;
-        };
-        let Some(snapshot) = self.context.registry.snapshot(self.slot.key()) else {
-            return look_again;
-        };
+    /// What the status should say now, and who writes it.
+    fn status(&mut self) -> Option<(&mut Publisher, MongoMirrorStatus)> {
+        let resource = self.resource.as_ref()?;
+        let snapshot = self.context.registry.snapshot(self.slot.key())?;
         // The same name may meanwhile belong to another resource, with a status of its own.
-        let publisher = match &mut self.publisher {
-            Some(publisher) if publisher.uid() == resource.uid => publisher,
-            publisher => publisher.insert(Publisher::new(
+        let before = self.publisher.take();
+        let before = before.filter(|publisher| publisher.uid() == resource.uid);
+        let publisher = self.publisher.insert(before.unwrap_or_else(|| {
+            Publisher::new(
                 Api::namespaced(self.context.client.clone(), &self.slot.key().namespace),
                 self.context.recorder.clone(),
                 self.slot.key(),
                 resource.uid.clone(),
                 resource.version.clone(),
                 resource.status.clone(),
-            )),
-        };
+            )
+        }));
         if let Some(seen) = self.context.mirrors.get(&reference(self.slot.key())) {
             publisher.saw(&seen);
         }
-        let now = SystemTime::now();
         let mirror = self.context.registry.requests(self.slot.key()).ok();
         let written = publisher.written();
         let requests = self.asked.attend(
@@ -301,9 +321,17 @@ impl Keeper {
             mirror.as_ref(),
             Instant::now(),
         );
+        let now = SystemTime::now();
         let status = report::status(&snapshot, resource.generation, written, requests, now);
-        let due = publisher.publish(status, &self.context.outage).await;
-        due.map_or(look_again, |due| due.min(look_again))
+        Some((publisher, status))
+    }
+
+    /// Stage 5: writes the status if there is something to tell, as it is by now.
+    async fn report(&mut self) {
+        let context = self.context.clone();
+        if let Some((publisher, status)) = self.status() {
+            publisher.publish(status, &context.outage).await;
+        }
     }
 
     /// The resource is gone: ends the mirror for good. Nobody waits for it, and it takes a bounded
@@ -343,6 +371,8 @@ impl Keeper {
             if let Some(publisher) = &mut self.publisher {
                 publisher.insist();
             }
+            // Never closed: if it were, there would be no turns to wait for.
+            let _turn = self.context.writes.clone().acquire_owned().await;
             self.report().await;
         }
         self.slot.close().await;

@@ -38,7 +38,7 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::runtime::{WatchStreamExt, reflector};
 use kube::{Api, Client, Resource};
 use thiserror::Error;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -58,6 +58,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Mirrors that have not stopped by then are left to their checkpoints: Kubernetes kills a pod
 /// 30 s after it asked it to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(25);
+/// So many Secrets are read at once, and so many statuses written, whatever the number of mirrors. An
+/// API server that is asked for a thousand at once answers none of them in time, and then is asked
+/// again.
+const AT_ONCE: usize = 8;
 /// A keeper that panicked is started again after this long.
 const RESTART_AFTER_PANIC: Duration = Duration::from_secs(10);
 
@@ -174,6 +178,8 @@ impl Operator {
                 secrets: secrets_reader,
                 ends: Ends::default(),
                 outage: Outage::default(),
+                reads: Semaphore::new(AT_ONCE),
+                writes: Arc::new(Semaphore::new(AT_ONCE)),
             }),
             mirrors,
             secrets,

@@ -38,6 +38,9 @@ const ANSWER: Duration = Duration::from_secs(3);
 /// Between two writes while only time goes by. Five hundred idle mirrors are eight writes a second.
 const CALM: Duration = Duration::from_secs(60);
 
+/// "Too Many Requests": the API server has its hands full.
+const BUSY: u16 = 429;
+
 /// How soon a status must be written. Ordered.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Haste {
@@ -73,7 +76,7 @@ impl PublishError {
             Self::Timeout => true,
             Self::Gone | Self::Changed => false,
             Self::Api(error) => match &**error {
-                kube::Error::Api(answer) => answer.code >= 500,
+                kube::Error::Api(answer) => answer.code >= 500 || answer.code == BUSY,
                 _ => true,
             },
         }
@@ -172,28 +175,33 @@ impl Publisher {
         self.not_before = None;
     }
 
-    /// Writes the status if it is time to; returns when to come back, if it must be written
-    /// later. Does not take longer than twice [`WRITE_TIMEOUT`], and a while for events.
-    pub async fn publish(&mut self, status: MongoMirrorStatus, outage: &Outage) -> Option<Instant> {
-        let now = Instant::now();
+    /// When this must be written, `now` at the earliest; `None` if that is what is written.
+    pub fn due(&self, status: &MongoMirrorStatus, now: Instant) -> Option<Instant> {
         // Many mirrors that came together must not write in step.
         let after = |wait: Duration| {
             let wait = wait.mul_f64(self.pace);
             self.written_at.map_or(now, |written_at| written_at + wait)
         };
-        let due = match haste(&self.there, &status) {
+        let due = match haste(&self.there, status) {
             Haste::Never => return None,
             Haste::Now => now,
             Haste::Progress => after(PROGRESS),
             Haste::Soon => after(SOON),
             Haste::Calm => after(CALM),
         };
-        let due = due.max(self.not_before.unwrap_or(now));
-        if due > now {
-            return Some(due);
+        Some(due.max(self.not_before.unwrap_or(now)))
+    }
+
+    /// Writes the status if it is due. Does not take longer than twice [`WRITE_TIMEOUT`], and a
+    /// while for events.
+    pub async fn publish(&mut self, status: MongoMirrorStatus, outage: &Outage) {
+        let now = Instant::now();
+        if self.due(&status, now).is_none_or(|due| due > now) {
+            return;
         }
         if let Some(later) = outage.not_before(now) {
-            return Some(later);
+            self.not_before = Some(later);
+            return;
         }
         let written = self.write(&status).await;
         let is_outage = written.as_ref().is_err_and(PublishError::is_outage);
@@ -209,21 +217,20 @@ impl Publisher {
                 let before = std::mem::replace(&mut self.written, status);
                 self.written_at = Some(Instant::now());
                 events::tell(&self.recorder, &self.resource, &before, &self.written).await;
-                return None;
+                return;
             }
             // The watch will tell; until then there is nobody to tell it to.
             Err(PublishError::Gone) => {
                 self.there = status;
-                return None;
+                return;
             }
             Err(error) => error,
         };
         let now = Instant::now();
-        let again = match is_outage {
+        self.not_before = Some(match is_outage {
             true => outage.failed(now),
             false => now + self.backoff.failed(),
-        };
-        self.not_before = Some(again);
+        });
         if matches!(error, PublishError::Changed) {
             // The watch brings what it is now.
             tracing::debug!(resource = %self.name, "{error}");
@@ -234,7 +241,6 @@ impl Publisher {
                 "the status could not be written, it will be tried again; the mirror goes on"
             );
         }
-        Some(again)
     }
 
     /// Returns the version that the resource has then.

@@ -11,6 +11,7 @@ use kube::Api;
 use kube::core::PartialObjectMeta;
 use kube::runtime::reflector::{ObjectRef, Store};
 use thiserror::Error;
+use tokio::sync::Semaphore;
 
 use crate::resource::MongoMirrorSpec;
 use crate::runner::translate::{SecretValues, Secrets};
@@ -102,26 +103,36 @@ impl SecretReader {
         }
     }
 
-    /// Reads those of the Secrets that are not known in their present version.
+    /// Reads those of the Secrets that are not known in their present version, each when it is its
+    /// turn.
     ///
     /// # Errors
     /// If one of them cannot be read; one that does not exist is `None`.
-    pub async fn read(&mut self, names: BTreeSet<&str>) -> Result<Secrets, SecretError> {
+    pub async fn read(
+        &mut self,
+        names: BTreeSet<&str>,
+        turns: &Semaphore,
+    ) -> Result<Secrets, SecretError> {
         // What is no longer referred to is forgotten: it holds credentials.
         self.known.retain(|name, _| names.contains(name.as_str()));
         let mut secrets = Secrets::new();
         for name in names {
-            secrets.insert(name.to_owned(), self.read_one(name).await?);
+            secrets.insert(name.to_owned(), self.read_one(name, turns).await?);
         }
         Ok(secrets)
     }
 
-    async fn read_one(&mut self, name: &str) -> Result<Option<SecretValues>, SecretError> {
+    async fn read_one(
+        &mut self,
+        name: &str,
+        turns: &Semaphore,
+    ) -> Result<Option<SecretValues>, SecretError> {
         if let Some(known) = self.known.get(name)
             && self.watched_version(name).as_ref() == Some(&known.version)
         {
             return Ok(Some(known.values.clone()));
         }
+        let _turn = turns.acquire().await;
         let answer = tokio::time::timeout(READ_TIMEOUT, self.api.get_opt(name)).await;
         let secret = match answer {
             Err(_) => {
