@@ -45,6 +45,8 @@ pub enum Entry {
     Txt(String, String),
     /// A name of this machine, as loopback.
     Local(String),
+    /// An address of a name, which may have several.
+    Address(String, Ipv4Addr),
 }
 
 /// A DNS server at a loopback address of its own. Only those who may listen at port 53 and mount
@@ -60,6 +62,22 @@ impl Dns {
     /// Starts one that knows these names.
     pub fn start(entries: Vec<Entry>) -> Result<Self> {
         let (address, socket) = bind()?;
+        let dns = Self::serve(socket, entries)?;
+        let file = dns.resolv_conf();
+        fs::write(&file, format!("nameserver {address}\n"))
+            .context(|| format!("write {}", file.display()))?;
+        dns.may_mount()?;
+        Ok(dns)
+    }
+
+    /// Starts one at an address of this machine, for a network behind it. It knows no name yet.
+    pub(crate) fn at(address: Ipv4Addr) -> Result<Self> {
+        let socket = UdpSocket::bind(SocketAddr::new(IpAddr::V4(address), PORT))
+            .context(|| format!("listen for DNS at {address}"))?;
+        Self::serve(socket, Vec::new())
+    }
+
+    fn serve(socket: UdpSocket, entries: Vec<Entry>) -> Result<Self> {
         let folder = tempfile::tempdir().context(|| "make a folder".into())?;
         let dns = Self {
             entries: Arc::new(Mutex::new(entries)),
@@ -67,9 +85,6 @@ impl Dns {
             stop: Arc::default(),
             folder,
         };
-        let file = dns.resolv_conf();
-        fs::write(&file, format!("nameserver {address}\n"))
-            .context(|| format!("write {}", file.display()))?;
         let server = Server {
             socket,
             entries: dns.entries.clone(),
@@ -80,7 +95,6 @@ impl Dns {
             .name("testbed-dns".into())
             .spawn(move || server.serve())
             .context(|| "start a thread".into())?;
-        dns.may_mount()?;
         Ok(dns)
     }
 
@@ -220,6 +234,9 @@ fn look_up(entries: &[Entry], name: &Name, kind: RecordType) -> (bool, Vec<Recor
             }
             Entry::Local(of) if is(of) => {
                 vec![(RecordType::A, RData::A(A(Ipv4Addr::LOCALHOST)))]
+            }
+            Entry::Address(of, address) if is(of) => {
+                vec![(RecordType::A, RData::A(A(*address)))]
             }
             _ => continue,
         };

@@ -12,6 +12,7 @@
 //!
 //! - `mongod/`: MongoDB, as [`ReplicaSet`] or [`Standalone`], made of [`Node`]s
 //! - `control_plane/`: Kubernetes, as [`ControlPlane`], and [`Helm`]
+//! - `node/`: a node for it that runs pods, as [`Cluster`]
 //! - `chart.rs`: what is made from the Helm chart
 //! - `certificates.rs`: certificates made on the spot by an [`Authority`]
 //! - `tools/`: where the servers' programs come from
@@ -30,6 +31,7 @@ mod disk;
 mod dns;
 mod error;
 mod mongod;
+mod node;
 mod port;
 mod process;
 mod progress;
@@ -45,6 +47,7 @@ pub use disk::Disk;
 pub use dns::{Dns, Entry};
 pub use error::{Error, Result};
 pub use mongod::{Builder, Node, ROOT_PASSWORD, ROOT_USER, ReplicaSet, Standalone};
+pub use node::{Cluster, Image};
 pub use process::Process;
 pub use proxy::{Connection, Direction, Proxy};
 pub use scratch::scratch_root;

@@ -7,7 +7,9 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use testbed::{ControlPlane, Program, ReplicaSet, Result, Standalone, Version, chart};
+use testbed::{
+    Cluster, ControlPlane, Image, Program, ReplicaSet, Result, Standalone, Version, chart,
+};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Real MongoDB servers, a real Kubernetes control plane and Helm, for development.
@@ -40,6 +42,13 @@ enum Command {
         /// (ClusterRoles and Roles).
         #[arg(long, value_name = "FILE")]
         operator_roles: Option<PathBuf>,
+    },
+    /// Run a cluster of one node until Ctrl-C. Prints the path of a kubeconfig on stdout.
+    Cluster {
+        /// Programs to make images of: `testbed.local/NAME:test` has the program NAME, and the
+        /// libraries that it needs.
+        #[arg(long = "image", value_name = "PROGRAM")]
+        images: Vec<PathBuf>,
     },
     /// Print what is made from the Helm chart.
     Chart {
@@ -112,6 +121,7 @@ async fn main() -> ExitCode {
             controller_manager,
             operator_roles,
         } => control_plane(controller_manager, operator_roles).await,
+        Command::Cluster { images } => cluster(images).await,
         Command::Chart { what, folder } => of_chart(what, &folder).await,
     };
     let Err(error) = done else {
@@ -193,6 +203,20 @@ async fn control_plane(controllers: bool, roles: Option<PathBuf>) -> Result<()> 
         let operator = plane.operator_kubeconfig(&roles).await?;
         println!("{}", operator.display());
     }
+    until_stopped().await
+}
+
+async fn cluster(programs: Vec<PathBuf>) -> Result<()> {
+    let cluster = Cluster::start().await?;
+    cluster
+        .import(&Image::of_mongod("testbed.local/mongod:test", None)?)
+        .await?;
+    for program in programs {
+        let name = program.file_name().unwrap_or_default().to_string_lossy();
+        let image = Image::of(format!("testbed.local/{name}:test"), &program)?;
+        cluster.import(&image).await?;
+    }
+    println!("{}", cluster.plane().admin_kubeconfig().display());
     until_stopped().await
 }
 

@@ -21,8 +21,17 @@ while read -r line; do :; done
 for disk in "$0"/*/member*/data; do
     [ -d "$disk" ] && umount -l -- "$disk" 2>/dev/null
 done
-for attempt in 1 2 3 4 5 6 7 8 9 10; do
-    rm -rf -- "$0" && [ ! -e "$0" ] && exit 0
+for attempt in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+    rm -rf -- "$0"
+    # Cgroups of pods are named as the folder; their files are the kernel's.
+    for cgroup in /sys/fs/cgroup/"${0##*/}" /sys/fs/cgroup/*/"${0##*/}"; do
+        [ -d "$cgroup" ] && find "$cgroup" -depth -type d -exec rmdir {} \;
+    done
+    left=
+    for path in "$0" /sys/fs/cgroup/"${0##*/}" /sys/fs/cgroup/*/"${0##*/}"; do
+        [ -e "$path" ] && left=yes
+    done
+    [ "$left" ] || exit 0
     sleep 0.2
 done
 "#;

@@ -37,9 +37,15 @@ impl Identities {
         &self.ca
     }
 
-    /// The API server's certificate and key.
-    pub(super) fn server(&self) -> Result<(PathBuf, PathBuf)> {
-        let names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc"];
+    /// The API server's certificate and key, for the addresses at which it is found.
+    pub(super) fn server(&self, addresses: &[&str]) -> Result<(PathBuf, PathBuf)> {
+        let names = [
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+            "kubernetes.default.svc.cluster.local",
+        ];
+        let names = [&names[..], addresses].concat();
         let server = self.authority.server("kube-apiserver", &names)?;
         Ok((
             write_secret(&self.folder, "server.crt", &server.certificate)?,
@@ -64,13 +70,24 @@ impl Identities {
         user: &str,
         group: Option<&str>,
     ) -> Result<PathBuf> {
+        let (certificate, key) = self.client(name, user, group)?;
+        let user = json!({"client-certificate": certificate, "client-key": key});
+        self.write(name, user, "default")
+    }
+
+    /// Writes a client's certificate and key, into files of this name.
+    pub(super) fn client(
+        &self,
+        name: &str,
+        user: &str,
+        group: Option<&str>,
+    ) -> Result<(PathBuf, PathBuf)> {
         let certificate = self.authority.client(user, group)?;
         let (crt, key) = (format!("{name}.crt"), format!("{name}.key"));
-        let user = json!({
-            "client-certificate": write_secret(&self.folder, &crt, &certificate.certificate)?,
-            "client-key": write_secret(&self.folder, &key, &certificate.key)?,
-        });
-        self.write(name, user, "default")
+        Ok((
+            write_secret(&self.folder, &crt, &certificate.certificate)?,
+            write_secret(&self.folder, &key, &certificate.key)?,
+        ))
     }
 
     /// Writes a kubeconfig for whoever the token stands for.

@@ -60,7 +60,7 @@ impl Kubectl {
     }
 }
 
-pub(super) async fn run_to_its_end(
+pub(crate) async fn run_to_its_end(
     what: String,
     mut command: Command,
     input: Option<&str>,

@@ -13,6 +13,7 @@ mod servers;
 
 use std::{
     ffi::OsString,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
 };
 
@@ -28,8 +29,10 @@ use crate::{certificates::Authority, error::Result, scratch, tools::kubernetes::
 pub use audit::Request;
 pub use helm::Helm;
 pub use kubectl::Output;
+pub(crate) use kubectl::run_to_its_end;
+pub(crate) use servers::flag;
 
-/// A running control plane with RBAC, without nodes.
+/// A running control plane with RBAC, without nodes; [`Cluster`](crate::Cluster) has one.
 ///
 /// Without the controller manager nothing reacts to objects: owned objects are not collected as
 /// garbage and deleted namespaces are not emptied. Most tests of an operator need neither.
@@ -48,6 +51,7 @@ pub struct ControlPlane {
 #[derive(Debug, Clone)]
 #[must_use = "nothing runs before start()"]
 pub struct ControlPlaneBuilder {
+    address: Ipv4Addr,
     controller_manager: bool,
     audit: bool,
     api_server_arguments: Vec<OsString>,
@@ -58,6 +62,7 @@ impl ControlPlane {
     /// Collects what is wanted.
     pub fn builder() -> ControlPlaneBuilder {
         ControlPlaneBuilder {
+            address: Ipv4Addr::LOCALHOST,
             controller_manager: false,
             audit: false,
             api_server_arguments: Vec::new(),
@@ -91,6 +96,11 @@ impl ControlPlane {
     /// The authority behind the API server's certificate.
     pub fn authority(&self) -> &Authority {
         &self.identities.authority
+    }
+
+    /// The file with its certificate.
+    pub(crate) fn authority_file(&self) -> &Path {
+        self.identities.ca()
     }
 
     /// Runs kubectl as the administrator.
@@ -153,6 +163,13 @@ impl ControlPlaneBuilder {
         self
     }
 
+    /// The machine's address at which the API server listens, for a node to reach it; loopback
+    /// by default.
+    pub fn address(mut self, address: Ipv4Addr) -> Self {
+        self.address = address;
+        self
+    }
+
     /// Has the API server write down who asks for what, for
     /// [`operator_requests`](ControlPlane::operator_requests).
     pub fn audit(mut self, on: bool) -> Self {
@@ -190,7 +207,7 @@ impl ControlPlaneBuilder {
         };
         let arguments = audit.iter().flat_map(audit::Log::arguments);
         self.api_server_arguments.extend(arguments);
-        let ports = Ports::reserve()?;
+        let ports = Ports::reserve(self.address)?;
         let identities = Identities::new(&folder.path().join("identities"), &ports.url())?;
         let admin = identities.kubeconfig("admin", "admin", Some("system:masters"))?;
         let servers = Servers::start(

@@ -3,6 +3,7 @@
 use std::{
     ffi::OsString,
     fs,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -20,6 +21,10 @@ use crate::{
 const ASK_EVERY: Duration = Duration::from_millis(50);
 /// Ample, for machines where much else runs: two idle cores need less than three seconds.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The addresses of Services, and the first of them, which is the API server's own.
+const SERVICES: &str = "10.0.0.0/24";
+const FIRST_SERVICE: &str = "10.0.0.1";
 
 pub(super) struct Programs {
     etcd: PathBuf,
@@ -41,14 +46,17 @@ impl Programs {
 }
 
 pub(super) struct Ports {
+    /// Where the API server listens.
+    address: Ipv4Addr,
     etcd: Port,
     etcd_peer: Port,
     api_server: Port,
 }
 
 impl Ports {
-    pub(super) fn reserve() -> Result<Self> {
+    pub(super) fn reserve(address: Ipv4Addr) -> Result<Self> {
         Ok(Self {
+            address,
             etcd: Port::reserve()?,
             etcd_peer: Port::reserve()?,
             api_server: Port::reserve()?,
@@ -56,7 +64,7 @@ impl Ports {
     }
 
     pub(super) fn url(&self) -> String {
-        format!("https://127.0.0.1:{}", self.api_server.number())
+        format!("https://{}:{}", self.address, self.api_server.number())
     }
 }
 
@@ -116,7 +124,7 @@ impl Servers {
 
     pub(super) async fn wait_until_ready(&self, kubectl: &Kubectl, admin: &Path) -> Result<()> {
         let deadline = Deadline::after(PATIENCE);
-        let address = ("127.0.0.1", self.ports.api_server.number());
+        let address = (self.ports.address, self.ports.api_server.number());
         // kubectl costs a process each time, so knock first.
         while let Err(error) = TcpStream::connect(address).await {
             self.go_on_waiting(&deadline, &error.to_string()).await?;
@@ -169,7 +177,7 @@ impl Servers {
 }
 
 /// `--name=value`, where the value may be a path.
-pub(super) fn flag(name: &str, value: impl Into<OsString>) -> OsString {
+pub(crate) fn flag(name: &str, value: impl Into<OsString>) -> OsString {
     let mut argument = OsString::from(format!("--{name}="));
     argument.push(value.into());
     argument
@@ -196,13 +204,14 @@ fn api_server(
     identities: &Identities,
     (signing_key, verifying_key): &(PathBuf, PathBuf),
 ) -> Result<Vec<OsString>> {
-    let (certificate, key) = identities.server()?;
-    Ok(vec![
+    let address = ports.address.to_string();
+    let (certificate, key) = identities.server(&[&address, FIRST_SERVICE])?;
+    let mut arguments = vec![
         flag(
             "etcd-servers",
             format!("http://127.0.0.1:{}", ports.etcd.number()),
         ),
-        flag("bind-address", "127.0.0.1"),
+        flag("bind-address", &address),
         flag("secure-port", ports.api_server.number().to_string()),
         flag("tls-cert-file", certificate),
         flag("tls-private-key-file", key),
@@ -211,11 +220,23 @@ fn api_server(
         flag("service-account-issuer", "https://kubernetes.default.svc"),
         flag("service-account-signing-key-file", signing_key),
         flag("service-account-key-file", verifying_key),
-        flag("service-cluster-ip-range", "10.0.0.0/24"),
-        // A loopback address may not be an endpoint of the service "kubernetes".
-        flag("endpoint-reconciler-type", "none"),
+        flag("service-cluster-ip-range", SERVICES),
         flag("allow-privileged", "true"),
-    ])
+    ];
+    if ports.address.is_loopback() {
+        // A loopback address may not be an endpoint of the service "kubernetes".
+        arguments.push(flag("endpoint-reconciler-type", "none"));
+    } else {
+        // A node is to come, whose kubelet tells logs to whom it knows.
+        let (certificate, key) = identities.client("kubelet-client", "kube-apiserver", None)?;
+        arguments.extend([
+            flag("advertise-address", &address),
+            flag("kubelet-client-certificate", certificate),
+            flag("kubelet-client-key", key),
+            flag("kubelet-preferred-address-types", "InternalIP"),
+        ]);
+    }
+    Ok(arguments)
 }
 
 fn controller_manager(

@@ -1,4 +1,4 @@
-//! Finds or builds the programs of a Kubernetes control plane, and those that talk to it.
+//! Finds or builds the programs of a Kubernetes cluster, and those that talk to it.
 //!
 //! Kubernetes, etcd and Helm are ordinary Go modules with commands in them, so small go.mod files
 //! pin everything by checksum, and the Go toolchain builds what the machine does not have.
@@ -15,7 +15,7 @@ use crate::{
 /// The ecosystem's variable for a folder with etcd, kube-apiserver and kubectl.
 const ASSETS: &str = "KUBEBUILDER_ASSETS";
 
-/// A program of the control plane, or one that talks to it.
+/// A program of the cluster, or one that talks to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Program {
     /// The store behind the API server.
@@ -24,6 +24,12 @@ pub enum Program {
     ApiServer,
     /// kube-controller-manager.
     ControllerManager,
+    /// kube-scheduler.
+    Scheduler,
+    /// kubelet.
+    Kubelet,
+    /// kube-proxy.
+    Proxy,
     /// kubectl.
     Kubectl,
     /// helm, which renders and installs the chart.
@@ -75,11 +81,14 @@ const HELM: Release = Release {
 impl Program {
     /// All of them, in an order in which they build quickest: the later reuse what the earlier
     /// compiled.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 8] = [
         Self::Etcd,
         Self::ApiServer,
         Self::Kubectl,
         Self::ControllerManager,
+        Self::Scheduler,
+        Self::Kubelet,
+        Self::Proxy,
         Self::Helm,
     ];
 
@@ -89,6 +98,9 @@ impl Program {
             Self::Etcd => "etcd",
             Self::ApiServer => "kube-apiserver",
             Self::ControllerManager => "kube-controller-manager",
+            Self::Scheduler => "kube-scheduler",
+            Self::Kubelet => "kubelet",
+            Self::Proxy => "kube-proxy",
             Self::Kubectl => "kubectl",
             Self::Helm => "helm",
         }
@@ -101,6 +113,9 @@ impl Program {
             Self::ControllerManager => {
                 (KUBERNETES, "k8s.io/kubernetes/cmd/kube-controller-manager")
             }
+            Self::Scheduler => (KUBERNETES, "k8s.io/kubernetes/cmd/kube-scheduler"),
+            Self::Kubelet => (KUBERNETES, "k8s.io/kubernetes/cmd/kubelet"),
+            Self::Proxy => (KUBERNETES, "k8s.io/kubernetes/cmd/kube-proxy"),
             Self::Kubectl => (KUBERNETES, "k8s.io/kubernetes/cmd/kubectl"),
             Self::Helm => (HELM, "helm.sh/helm/v3/cmd/helm"),
         }
