@@ -8,10 +8,10 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 DEVELOPMENT := --workspace --locked --bins --example demo
 
 .DEFAULT_GOAL := help
-.PHONY: help build test fuzz fetch lint fmt crds chart bench many demo clean
+.PHONY: help build test test-cluster fuzz fetch lint fmt crds chart bench many demo clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## Build the optimised program, target/release/mongomirror
 	$(CARGO) build --locked --release
@@ -20,6 +20,9 @@ test: fetch ## Run all tests against real servers, which are fetched first
 	$(CARGO) test --locked --bench mirror -- --quick
 	$(CARGO) test --locked --bench many -- --quick
 	$(CARGO) test --workspace --locked
+
+test-cluster: fetch ## Test the chart on a real cluster of one node, as root
+	$(CARGO) test --locked --test cluster -- --nocapture
 
 fuzz: fetch ## Fuzz a mirror; MINUTES=120 SEED=7 VERSION=6.0.5 (or 6.0.27, both) WITH=zombies
 	$(CARGO) test --locked --test fuzz -- --minutes $(or $(MINUTES),10) \

@@ -1,0 +1,78 @@
+//! A release is installed, and a first mirror made.
+
+use std::time::Instant;
+
+use testbed::{Process, Program};
+
+use crate::common::{eventually, fill};
+use crate::mongo::{DATABASE, become_equal, follows};
+use crate::stage::{OWN, RELEASE, SHOP, Stage};
+
+/// The mirror of all scenes.
+pub const MIRROR: &str = "mongomirror/orders";
+
+const ORDERS: i32 = 20_000;
+
+/// A MongoMirror between both servers of the stage.
+pub fn mirror(namespace: &str) -> String {
+    format!(
+        "
+apiVersion: mongomirror.dev/v1alpha1
+kind: MongoMirror
+metadata: {{name: orders, namespace: {namespace}}}
+spec:
+  source: {{database: {DATABASE}, uriSecretRef: {{name: source}}}}
+  target: {{database: {DATABASE}, uriSecretRef: {{name: target}}}}
+"
+    )
+}
+
+pub async fn a_restricted_namespace_takes_the_release(stage: &Stage) {
+    stage.restricted_namespace(OWN).await;
+    let values = ["replicas=2", "resources.limits.memory=192Mi"];
+    stage.release(&["install", RELEASE], OWN, &values).await;
+    assert_eq!(stage.operators().await.len(), 2);
+    // The chart's own probes have let them pass.
+    stage.all_ready().await;
+    let explained = ["explain", "mgm.spec.source.uriSecretRef"];
+    let explained = stage.kubectl(&explained).await;
+    assert!(explained.contains("connection string"), "{explained}");
+}
+
+pub async fn a_first_mirror_is_live_and_told_to_kubectl(stage: &Stage) {
+    let source = stage.source.database(stage).await;
+    let target = stage.target.database(stage).await;
+    fill(&source, "orders", 0, ORDERS).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let watched = folder.path().join("watched");
+    let kubectl = Program::Kubectl.fetch().await.expect("kubectl");
+    let admin = stage.cluster().plane().admin_kubeconfig();
+    let watch = ["get", "mgm", "-n", SHOP, "--watch"];
+    let environment = [("KUBECONFIG".into(), admin.into())];
+    let watch = Process::start("kubectl get --watch", kubectl, watch, environment, &watched);
+    let watch = watch.expect("kubectl");
+
+    let secrets = stage.source.secret("first") + &stage.target.secret("first");
+    stage.apply(&(secrets + &mirror(SHOP))).await;
+    let begun = Instant::now();
+    stage.wait(SHOP, MIRROR, "condition=Ready").await;
+    stage
+        .wait(SHOP, MIRROR, "jsonpath={.status.phase}=Mirroring")
+        .await;
+    eprintln!("        live after {:.1?}", begun.elapsed());
+    follows(&source, &target).await;
+    become_equal(&source, &target).await;
+
+    eventually("kubectl has shown it live", async || {
+        let seen = std::fs::read_to_string(&watched).ok()?;
+        let mut lines = seen.lines();
+        let is_told = lines.next()?.starts_with("NAME")
+            && lines.any(|line| line.starts_with("orders") && line.contains("Mirroring"));
+        is_told.then_some(())
+    })
+    .await;
+    watch.stop().await.expect("kubectl ends");
+    let events = ["events", "-n", SHOP, "--for", MIRROR];
+    let events = stage.kubectl(&events).await;
+    assert!(events.contains("Mirroring"), "{events}");
+}

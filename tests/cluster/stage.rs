@@ -1,0 +1,261 @@
+//! The cluster with two servers, and what the scenes share.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use testbed::{Cluster, Helm, Image, Output};
+
+use crate::common::{canary, eventually};
+use crate::mongo::Mongo;
+
+/// The namespace of the release.
+pub const OWN: &str = "mongomirror-system";
+/// That of mirrors and servers.
+pub const SHOP: &str = "shop";
+pub const RELEASE: &str = "mongomirror";
+
+/// Pods of the release.
+const OPERATORS: &str = "app.kubernetes.io/name=mongomirror";
+
+const OPERATOR_IMAGE: &str = "testbed.local/mongomirror:test";
+const MONGOD_IMAGE: &str = "testbed.local/mongod:test";
+
+/// Plays one scene, and says how long it took.
+#[macro_export]
+macro_rules! scene {
+    ($stage:ident, $scene:path) => {{
+        let begun = std::time::Instant::now();
+        $scene(&$stage).await;
+        eprintln!("{:6.1?} {}", begun.elapsed(), stringify!($scene));
+    }};
+}
+
+/// A running cluster.
+pub struct Stage {
+    cluster: Cluster,
+    helm: Helm,
+    pub source: Mongo,
+    pub target: Mongo,
+}
+
+impl Stage {
+    pub async fn start() -> Self {
+        let begun = Instant::now();
+        let stage = Self {
+            cluster: Cluster::start().await.expect("a cluster"),
+            helm: Helm::find().await.expect("helm"),
+            source: Mongo::new("source"),
+            target: Mongo::new("target"),
+        };
+        eprintln!("{:6.1?} the cluster", begun.elapsed());
+        let begun = Instant::now();
+        let operator = Path::new(env!("CARGO_BIN_EXE_mongomirror"));
+        for image in [
+            Image::of(OPERATOR_IMAGE, operator),
+            Image::of_mongod(MONGOD_IMAGE, None),
+        ] {
+            let image = image.expect("an image");
+            stage.cluster.import(&image).await.expect("it is taken");
+        }
+        eprintln!("{:6.1?} images", begun.elapsed());
+        let begun = Instant::now();
+        stage.restricted_namespace(SHOP).await;
+        for mongo in [&stage.source, &stage.target] {
+            mongo.start(&stage, MONGOD_IMAGE).await;
+        }
+        for mongo in [&stage.source, &stage.target] {
+            mongo.initiate(&stage).await;
+        }
+        eprintln!("{:6.1?} servers", begun.elapsed());
+        stage
+    }
+
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// A namespace whose pods have to be restricted.
+    pub async fn restricted_namespace(&self, name: &str) {
+        self.apply(&format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n  \
+             labels: {{pod-security.kubernetes.io/enforce: restricted}}\n"
+        ))
+        .await;
+    }
+
+    pub async fn apply(&self, manifest: &str) -> String {
+        let plane = self.cluster.plane();
+        let output = plane.kubectl_stdin(&["apply", "-f", "-"], manifest).await;
+        checked(output)
+    }
+
+    pub async fn kubectl(&self, arguments: &[&str]) -> String {
+        checked(self.cluster.plane().kubectl(arguments).await)
+    }
+
+    /// What it says, or what it complains about.
+    pub async fn try_kubectl(&self, arguments: &[&str]) -> Result<String, String> {
+        let output = self.cluster.plane().kubectl(arguments).await;
+        let output = output.expect("kubectl");
+        match output.success {
+            true => Ok(output.stdout),
+            false => Err(output.stderr),
+        }
+    }
+
+    /// One field of an object.
+    pub async fn field(&self, namespace: &str, object: &str, path: &str) -> String {
+        let path = format!("jsonpath={{{path}}}");
+        self.kubectl(&["get", object, "-n", namespace, "-o", &path])
+            .await
+    }
+
+    pub async fn helm(&self, arguments: &[&str]) -> String {
+        let admin = self.cluster.plane().admin_kubeconfig();
+        checked(self.helm.run_as(admin, arguments).await)
+    }
+
+    /// `helm install` or `upgrade` of the chart with the operator's image, waiting until it runs.
+    pub async fn release(&self, what: &[&str], namespace: &str, values: &[&str]) {
+        let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/mongomirror");
+        let chart = chart.to_string_lossy();
+        let (repository, tag) = OPERATOR_IMAGE.rsplit_once(':').expect("a tag");
+        let (repository, tag) = (
+            format!("image.repository={repository}"),
+            format!("image.tag={tag}"),
+        );
+        let common = [&*chart, "-n", namespace, "--wait", "--timeout=3m"];
+        let image = ["--set", &repository, "--set", &tag];
+        let values: Vec<&str> = values.iter().flat_map(|it| ["--set", *it]).collect();
+        self.helm(&[what, &common, &image, &values].concat()).await;
+    }
+
+    /// The names of the operator's pods that are not on their way out.
+    pub async fn operators(&self) -> Vec<String> {
+        let path =
+            "jsonpath={range .items[?(!@.metadata.deletionTimestamp)]}{.metadata.name} {end}";
+        let get = ["get", "pods", "-n", OWN, "-l", OPERATORS, "-o", path];
+        let names = self.kubectl(&get).await;
+        names.split_whitespace().map(str::to_owned).collect()
+    }
+
+    /// The name of the pod that leads.
+    pub async fn leader(&self) -> String {
+        eventually("one of the operators leads", async || {
+            let holder = self
+                .field(OWN, &format!("lease/{RELEASE}"), ".spec.holderIdentity")
+                .await;
+            let pods = self.operators().await;
+            pods.into_iter().find(|pod| holder.contains(pod.as_str()))
+        })
+        .await
+    }
+
+    /// Waits as a user would.
+    pub async fn wait(&self, namespace: &str, object: &str, what: &str) {
+        let wait = [
+            "wait",
+            object,
+            "-n",
+            namespace,
+            &format!("--for={what}"),
+            "--timeout=120s",
+        ];
+        self.kubectl(&wait).await;
+    }
+
+    /// Waits until as many operators are ready as are wanted.
+    pub async fn all_ready(&self) {
+        let deployment = format!("deployment/{RELEASE}");
+        let status = [
+            "rollout",
+            "status",
+            &deployment,
+            "-n",
+            OWN,
+            "--timeout=120s",
+        ];
+        self.kubectl(&status).await;
+    }
+
+    /// How often containers of the operators were started again, and why they ended.
+    pub async fn ends(&self) -> String {
+        let path = "jsonpath={range .items[*].status.containerStatuses[*]}\
+                    {.restartCount}{.lastState.terminated.reason} {end}";
+        let get = ["get", "pods", "-n", OWN, "-l", OPERATORS, "-o", path];
+        self.kubectl(&get).await
+    }
+
+    /// Nothing that is shown anywhere has a password in it.
+    pub async fn shows_no_password(&self) {
+        let kinds = "mongomirrors,events,pods,leases";
+        let get = ["get", kinds, "--all-namespaces", "-o", "yaml"];
+        canary::assert_none("a resource or an event", self.kubectl(&get).await);
+        canary::assert_none("a log", self.logs().await);
+    }
+
+    async fn logs(&self) -> String {
+        let mut all = String::new();
+        for previous in ["--previous=true", "--previous=false"] {
+            for namespace in [OWN, "one"] {
+                let logs = [
+                    "logs",
+                    "-n",
+                    namespace,
+                    "-l",
+                    OPERATORS,
+                    "--prefix",
+                    "--tail=60",
+                    previous,
+                ];
+                all += &self.try_kubectl(&logs).await.unwrap_or_default();
+            }
+        }
+        all
+    }
+
+    /// All that may tell why a scene failed.
+    async fn tell(&self) {
+        for what in [
+            &["get", "nodes,pods,pv,pvc,leases", "-A", "-o", "wide"][..],
+            &["get", "mongomirrors", "-A", "-o", "yaml"],
+            &[
+                "get",
+                "events",
+                "-A",
+                "--sort-by=.metadata.creationTimestamp",
+            ],
+        ] {
+            let said = self.try_kubectl(what).await;
+            eprintln!(
+                "--- kubectl {}\n{}",
+                what.join(" "),
+                said.unwrap_or_else(|it| it)
+            );
+        }
+        eprintln!("--- logs of operators\n{}", self.logs().await);
+        for mongo in [&self.source, &self.target] {
+            let logs = ["logs", "-n", SHOP, &mongo.pod(), "--tail=20"];
+            let said = self.try_kubectl(&logs).await;
+            eprintln!("--- {}\n{}", mongo.pod(), said.unwrap_or_else(|it| it));
+        }
+        eprintln!("{}", self.cluster.log_tail());
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let told = tokio::time::timeout(Duration::from_secs(30), self.tell());
+            tokio::task::block_in_place(|| {
+                // What was not told in time is not told: the failure itself is.
+                let _ = tokio::runtime::Handle::current().block_on(told);
+            });
+        }
+    }
+}
+
+fn checked(output: testbed::Result<Output>) -> String {
+    let output = output.and_then(Output::checked);
+    output.unwrap_or_else(|error| panic!("{error}"))
+}
