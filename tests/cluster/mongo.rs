@@ -158,7 +158,34 @@ spec:
     /// Its address, which changes with the pod.
     pub async fn address(&self, stage: &Stage) -> String {
         let pod = format!("pod/{}", self.pod());
-        stage.field(SHOP, &pod, ".status.podIP").await
+        let get = ["get", &pod, "-n", SHOP, "-o", "jsonpath={.status.podIP}"];
+        eventually("the pod has an address", async || {
+            let address = stage.try_kubectl(&get).await.ok()?;
+            (!address.is_empty()).then_some(address)
+        })
+        .await
+    }
+
+    /// Lets its pod be made again; returns when it serves, at another address.
+    pub async fn comes_back(&self, stage: &Stage) {
+        let before = self.address(stage).await;
+        let delete = ["delete", "pod", &self.pod(), "-n", SHOP, "--wait=true"];
+        stage.kubectl(&delete).await;
+        let now = self.address(stage).await;
+        eprintln!("        {} was at {before}, is at {now}", self.name);
+        assert_ne!(now, before);
+        let pod = format!("pod/{}", self.pod());
+        stage.wait(SHOP, &pod, "condition=Ready").await;
+        self.is_writable(stage).await;
+    }
+
+    /// Whether it lets this user in.
+    pub async fn knows(&self, stage: &Stage, user: &str) -> bool {
+        let (address, password) = (self.address(stage).await, password(user));
+        let uri = format!("mongodb://{user}:{password}@{address}:27017/?directConnection=true");
+        let client = Client::with_uri_str(uri).await.expect("a client");
+        let asked = client.database("admin").run_command(doc! {"ping": 1}).await;
+        asked.is_ok()
     }
 
     /// A client of this machine, which knows no names of the cluster.

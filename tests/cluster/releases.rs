@@ -3,7 +3,7 @@
 use bson::{Document, doc};
 use mongodb::Database;
 
-use crate::common::eventually;
+use crate::common::assert_equal;
 use crate::faults::under_load;
 use crate::install::{MIRROR, mirror};
 use crate::mongo::{DATABASE, become_equal, follows};
@@ -24,6 +24,7 @@ pub async fn an_upgrade_rolls_under_load(stage: &Stage) {
         follows(source, target).await;
     })
     .await;
+    stage.all_ready().await;
     let after = stage.operators().await;
     assert_eq!(after.len(), 2);
     assert!(after.iter().all(|pod| !before.contains(pod)), "{after:?}");
@@ -48,25 +49,17 @@ pub async fn an_uninstalled_release_leaves_everything_and_the_next_goes_on(stage
     stage
         .helm(&["uninstall", RELEASE, "-n", OWN, "--wait"])
         .await;
-    eventually("no pod is left", async || {
-        stage.operators().await.is_empty().then_some(())
-    })
-    .await;
+    stage.no_operators().await;
     assert_eq!(stage.field(SHOP, MIRROR, ".metadata.uid").await, uid);
-    become_equal_but_for_what_comes(&source, &target).await;
+    assert_equal(&source, &target).await;
+    let late = source.collection::<Document>("late");
+    late.insert_one(doc! {"_id": 1}).await.expect("insert");
     let values = ["replicas=2", "resources.limits.memory=192Mi"];
     stage.release(&["install", RELEASE], OWN, &values).await;
     become_equal(&source, &target).await;
     stage.wait(SHOP, MIRROR, "condition=Ready").await;
     assert_eq!(stage.field(SHOP, MIRROR, ".metadata.uid").await, uid);
     assert_eq!(copied_at(&target).await, copied, "it was copied again");
-}
-
-/// The target still has what it had, and lacks what is written now.
-async fn become_equal_but_for_what_comes(source: &Database, target: &Database) {
-    crate::common::assert_equal(source, target).await;
-    let late = source.collection::<Document>("late");
-    late.insert_one(doc! {"_id": 1}).await.expect("insert");
 }
 
 pub async fn an_operator_of_one_namespace_sees_no_other(stage: &Stage) {

@@ -132,11 +132,20 @@ impl Stage {
 
     /// The names of the operator's pods that are not on their way out.
     pub async fn operators(&self) -> Vec<String> {
-        let path =
-            "jsonpath={range .items[?(!@.metadata.deletionTimestamp)]}{.metadata.name} {end}";
+        let path = "go-template={{range .items}}{{if not .metadata.deletionTimestamp}}\
+                    {{.metadata.name}} {{end}}{{end}}";
         let get = ["get", "pods", "-n", OWN, "-l", OPERATORS, "-o", path];
         let names = self.kubectl(&get).await;
         names.split_whitespace().map(str::to_owned).collect()
+    }
+
+    /// Waits until no operator is left, not even one that is ending.
+    pub async fn no_operators(&self) {
+        let get = ["get", "pods", "-n", OWN, "-l", OPERATORS, "-o", "name"];
+        eventually("all operators are gone", async || {
+            self.kubectl(&get).await.is_empty().then_some(())
+        })
+        .await;
     }
 
     /// The name of the pod that leads.
