@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    io::BufReader,
     net::Ipv4Addr,
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
@@ -99,7 +100,8 @@ impl Watch {
     fn run(self) {
         while !self.stop.load(Ordering::SeqCst) {
             if let Some(output) = self.start() {
-                let values = serde_json::Deserializer::from_reader(output).into_iter::<Value>();
+                let values = serde_json::Deserializer::from_reader(BufReader::new(output))
+                    .into_iter::<Value>();
                 for event in values.map_while(|event| event.ok()) {
                     let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
                     known.learn(self.kind, &event);
