@@ -100,6 +100,8 @@ spec:
             - --nounixsocket
             - --wiredTigerCacheSizeGB=0.25
             - --setParameter=diagnosticDataCollectionEnabled=false
+            # Else it waits for clients for most of its time to end.
+            - --setParameter=shutdownTimeoutMillisForSignaledShutdown=100
           securityContext:
             allowPrivilegeEscalation: false
             readOnlyRootFilesystem: true
