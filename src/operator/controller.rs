@@ -174,6 +174,8 @@ impl Keeper {
         let mut turn = None;
         loop {
             if reconcile_at <= Instant::now() {
+                // Whoever does something else must not stand in the others' way.
+                turn = None;
                 let wait = match self.reconcile(&stop).await {
                     Ok(Found::Gone) => {
                         let key = self.slot.key().clone();
@@ -203,9 +205,7 @@ impl Keeper {
                 reconcile_at = Instant::now() + wait;
             }
             let now = Instant::now();
-            let due = self
-                .status()
-                .and_then(|(publisher, status)| publisher.due(&status, now));
+            let due = self.due(now);
             // Whoever waits for a turn keeps the place, whatever happens meanwhile.
             if due.is_some_and(|due| due <= now) {
                 let writes = &self.context.writes;
@@ -217,19 +217,22 @@ impl Keeper {
             let look_at = look_at.min(now + LOOK_AGAIN).min(reconcile_at);
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return self.retire().await,
+                () = stop.cancelled() => break,
                 () = nudge.notified() => reconcile_at = Instant::now(),
                 _permit = OptionFuture::from(turn.as_mut()), if turn.is_some() => {
+                    turn = None;
                     // The API server may be slow to answer, and leadership ends without it.
                     tokio::select! {
-                        () = stop.cancelled() => return self.retire().await,
-                        () = self.report() => turn = None,
+                        () = stop.cancelled() => break,
+                        () = self.report() => {}
                     }
                 }
                 () = self.next_progress() => {}
                 () = tokio::time::sleep_until(look_at) => {}
             }
         }
+        drop(turn);
+        self.retire().await;
     }
 
     /// Looks at everything and brings the mirror in line.
@@ -334,6 +337,27 @@ impl Keeper {
         }
     }
 
+    /// Writes what is to be written last, and tries again while the API server is busy.
+    async fn report_in_turn(&mut self) {
+        loop {
+            {
+                let writes = self.context.writes.clone();
+                let _turn = writes.acquire_owned().await;
+                self.report().await;
+            }
+            let now = Instant::now();
+            let due = self.due(now).filter(|due| *due < now + LOOK_AGAIN);
+            let Some(due) = due else { return };
+            tokio::time::sleep_until(due).await;
+        }
+    }
+
+    /// When there is something to tell.
+    fn due(&mut self, now: Instant) -> Option<Instant> {
+        let (publisher, status) = self.status()?;
+        publisher.due(&status, now)
+    }
+
     /// The resource is gone: ends the mirror for good. Nobody waits for it, and it takes a bounded
     /// time; the same resource applied again is looked at when it is over.
     async fn end(self) {
@@ -371,9 +395,7 @@ impl Keeper {
             if let Some(publisher) = &mut self.publisher {
                 publisher.insist();
             }
-            // Never closed: if it were, there would be no turns to wait for.
-            let _turn = self.context.writes.clone().acquire_owned().await;
-            self.report().await;
+            self.report_in_turn().await;
         }
         self.slot.close().await;
     }

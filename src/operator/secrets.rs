@@ -132,14 +132,15 @@ impl SecretReader {
         {
             return Ok(Some(known.values.clone()));
         }
-        let _turn = turns.acquire().await;
+        let late = || SecretError::Timeout {
+            secret: name.to_owned(),
+        };
+        // A mirror that is to be paused does not wait for ever behind others whose Secrets hang.
+        let turn = tokio::time::timeout(READ_TIMEOUT, turns.acquire()).await;
+        let _turn = turn.map_err(|_| late())?;
         let answer = tokio::time::timeout(READ_TIMEOUT, self.api.get_opt(name)).await;
         let secret = match answer {
-            Err(_) => {
-                return Err(SecretError::Timeout {
-                    secret: name.to_owned(),
-                });
-            }
+            Err(_) => return Err(late()),
             Ok(Err(kube::Error::Api(status))) if status.is_forbidden() => {
                 return Err(SecretError::Forbidden {
                     namespace: self.namespace.clone(),

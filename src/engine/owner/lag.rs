@@ -53,9 +53,11 @@ struct Behind {
 
 impl Monitor {
     /// Begins to listen to both sides, for a mirror that has reached this time.
-    pub fn new(connections: &Connections, reached: ClusterTime) -> Self {
-        let mut behind = Behind::default();
-        behind.reached(reached);
+    pub fn new(connections: &Connections, reached: Option<ClusterTime>) -> Self {
+        let behind = Behind {
+            reached,
+            ..Behind::default()
+        };
         Self {
             times: connections.source.times(),
             target: connections.target.answers(),
@@ -85,7 +87,7 @@ impl Monitor {
 
     /// From now on the stream tells of the absence of events so much later than it could.
     pub fn bear_with(&mut self, patience: Duration) {
-        self.behind.patience = patience;
+        self.behind.bear_with(patience, Instant::now());
     }
 
     /// How far behind; `None` before the first sample or when the newest is old.
@@ -102,6 +104,15 @@ impl Monitor {
 impl Behind {
     /// A measurement older than this says nothing any more.
     const STALE: Duration = Duration::from_secs(15);
+
+    fn bear_with(&mut self, patience: Duration, now: Instant) {
+        let less = self.patience.saturating_sub(patience);
+        self.patience = patience;
+        // What did not count until now has not waited.
+        for sample in &mut self.waiting {
+            sample.at = now.min(sample.at + less);
+        }
+    }
 
     fn note(&mut self, sample: Sample) {
         self.newest = Some(sample);
@@ -206,6 +217,9 @@ mod tests {
         let lag = |behind: &Behind, millis| behind.lag(start + Duration::from_millis(millis));
         assert_eq!(lag(&behind, 900), Some(Duration::ZERO));
         assert_eq!(lag(&behind, 1500), Some(Duration::from_millis(500)));
+        behind.bear_with(Duration::ZERO, start + Duration::from_millis(900));
+        assert_eq!(lag(&behind, 900), Some(Duration::ZERO));
+        assert_eq!(lag(&behind, 910), Some(Duration::from_millis(10)));
         behind.reached(time(11));
         assert_eq!(lag(&behind, 1500), Some(Duration::ZERO));
     }

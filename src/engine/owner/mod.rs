@@ -1,7 +1,7 @@
 //! The one task that owns a running mirror: what it knows, and what happens next.
 //!
-//! Other tasks are thin: the stream reader, the writer, the copy lanes and the monitor do as they
-//! are told and report. All decisions are here and in the pure parts it calls, so there are no
+//! Other tasks are thin: the stream reader, the writer and the copy lanes do as they are told and
+//! report. All decisions are here and in the pure parts it calls, so there are no
 //! locks and no orders of events to think about but one.
 
 pub mod asking;
@@ -164,7 +164,7 @@ pub struct Owner<'a> {
     again: HashMap<CollectionIndex, Again>,
 
     monitor: Monitor,
-    /// Nothing waits for the source's time to go on.
+    /// Nobody waits for the source's time to go on.
     may_be_quiet: watch::Sender<bool>,
     /// What was left of the oplog, counted from `started`.
     headroom: History,
@@ -293,7 +293,11 @@ impl<'a> Owner<'a> {
             publish,
             position: plan.position.clone(),
             committed: plan.position.clone(),
-            monitor: Monitor::new(connections, plan.position.time),
+            monitor: Monitor::new(
+                connections,
+                // Beside a command the position may be within a transaction.
+                (!plan.in_command).then_some(plan.position.time),
+            ),
             published: now,
             logged: (now, progress.clone()),
             progress,
