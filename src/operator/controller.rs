@@ -18,7 +18,7 @@ use std::time::{Duration, SystemTime};
 use futures::future::OptionFuture;
 use kube::core::DeserializeGuard;
 use kube::runtime::events::Recorder;
-use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Client, Resource, ResourceExt};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
@@ -29,6 +29,7 @@ use super::backoff::{Backoff, Outage};
 use super::publish::Publisher;
 use super::report;
 use super::secrets::{self, SecretError, SecretReader, SecretVersions};
+use super::watched::Seen;
 use crate::engine::connection::shared::Clients;
 use crate::engine::progress::Problem;
 use crate::reason::Reason;
@@ -53,7 +54,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const DELETE_TARGET: &str = "mongomirror.dev/delete-target";
 
 /// All MongoMirrors that are watched; one that cannot be read does not hide the others.
-pub type Mirrors = Store<DeserializeGuard<MongoMirror>>;
+pub type Mirrors = Seen<DeserializeGuard<MongoMirror>>;
 
 /// What all keepers share.
 pub struct Context {

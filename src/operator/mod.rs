@@ -5,6 +5,7 @@
 //! tell of them. Nothing here knows MongoDB, nothing in `engine` knows Kubernetes.
 //!
 //! - [`controller`]: the keeper and its stages
+//! - [`watched`]: what is watched, in which namespaces
 //! - [`secrets`]: Secrets, watched by metadata, read when needed
 //! - [`asked`]: what users ask for by annotations
 //! - [`report`], [`conditions`]: progress → status
@@ -23,20 +24,20 @@ mod lease;
 pub mod publish;
 pub mod report;
 pub mod secrets;
+pub mod watched;
 
 use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{Stream, StreamExt};
+use futures::StreamExt;
 use k8s_openapi::api::core::v1::Secret;
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::events::{Recorder, Reporter};
-use kube::runtime::reflector::{ObjectRef, store};
-use kube::runtime::watcher::{self, Event, watcher};
-use kube::runtime::{WatchStreamExt, reflector};
-use kube::{Api, Client, Resource};
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::watcher::{self, Event};
+use kube::{Client, Resource};
 use thiserror::Error;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
@@ -47,12 +48,11 @@ use crate::resource::MongoMirror;
 use crate::runner::readiness::Readiness;
 use crate::runner::registry::{MirrorKey, Registry};
 use crate::runner::words;
-use backoff::{Backoff, Outage};
+use backoff::Outage;
 use controller::{Context, Ends, Keeper};
 use lease::Election;
+use watched::{Scopes, Watched};
 
-/// Watches are reopened this often, so a connection that died silently is found within this time.
-const WATCH_SECONDS: u32 = 60;
 /// Connecting to the API server takes milliseconds.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Mirrors that have not stopped by then are left to their checkpoints: Kubernetes kills a pod
@@ -92,8 +92,8 @@ pub enum OperatorError {
 /// What the operator does.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// The one namespace whose MongoMirrors it runs; without it, all.
-    pub namespace: Option<String>,
+    /// The namespaces whose MongoMirrors it runs.
+    pub scopes: Scopes,
     /// Where several operators agree on one of them.
     pub election: Option<ElectionOptions>,
 }
@@ -119,7 +119,7 @@ pub async fn run(
     readiness: watch::Sender<Readiness>,
     stop: CancellationToken,
 ) -> Result<(), OperatorError> {
-    let namespace = options.namespace.as_deref();
+    let scopes = &options.scopes;
     let mut config = kube::Config::infer()
         .await
         .map_err(|error| OperatorError::Config(error.to_string()))?;
@@ -131,14 +131,14 @@ pub async fn run(
     config.default_retry = false;
     tracing::info!(
         cluster = %config.cluster_url,
-        namespace = namespace.unwrap_or("all"),
+        namespace = scopes.describe(),
         "watching MongoMirrors"
     );
     let client =
         Client::try_from(config).map_err(|error| OperatorError::Client(Box::new(error)))?;
     let work = async |term: CancellationToken| {
-        Operator::new(client.clone(), registry.clone(), stop.clone())
-            .run(namespace, &readiness, term)
+        Operator::new(client.clone(), registry.clone(), stop.clone(), scopes)
+            .run(scopes, &readiness, term)
             .await;
     };
     let Some(election) = options.election else {
@@ -157,16 +157,21 @@ pub async fn run(
 /// Hands events to keepers.
 struct Operator {
     context: Arc<Context>,
-    mirrors: store::Writer<DeserializeGuard<MongoMirror>>,
-    secrets: store::Writer<PartialObjectMeta<Secret>>,
+    mirrors: Watched<DeserializeGuard<MongoMirror>>,
+    secrets: Watched<PartialObjectMeta<Secret>>,
     keepers: JoinSet<MirrorKey>,
     nudges: HashMap<MirrorKey, Arc<Notify>>,
 }
 
 impl Operator {
-    fn new(client: Client, registry: Registry, shutdown: CancellationToken) -> Self {
-        let (mirrors_reader, mirrors) = reflector::store();
-        let (secrets_reader, secrets) = reflector::store();
+    fn new(
+        client: Client,
+        registry: Registry,
+        shutdown: CancellationToken,
+        scopes: &Scopes,
+    ) -> Self {
+        let (mirrors_seen, mirrors) = Watched::new(scopes);
+        let (secrets_seen, secrets) = Watched::new(scopes);
         Self {
             context: Arc::new(Context {
                 recorder: Recorder::new(client.clone(), reporter()),
@@ -174,8 +179,8 @@ impl Operator {
                 registry,
                 clients: Clients::default(),
                 shutdown,
-                mirrors: mirrors_reader,
-                secrets: secrets_reader,
+                mirrors: mirrors_seen,
+                secrets: secrets_seen,
                 ends: Ends::default(),
                 outage: Outage::default(),
                 reads: Semaphore::new(AT_ONCE),
@@ -190,35 +195,29 @@ impl Operator {
 
     async fn run(
         mut self,
-        namespace: Option<&str>,
+        scopes: &Scopes,
         readiness: &watch::Sender<Readiness>,
         stop: CancellationToken,
     ) {
-        let mut mirrors = pin!(events(self.api::<DeserializeGuard<MongoMirror>>(namespace)));
-        let mut secrets = pin!(events(self.api::<PartialObjectMeta<Secret>>(namespace)));
-        let (mut saw_mirrors, mut saw_secrets) = (false, false);
+        let client = self.context.client.clone();
+        let mut mirrors = pin!(scopes.watch(&client));
+        let mut secrets = pin!(scopes.watch(&client));
         loop {
             tokio::select! {
                 // Whoever has lost the Lease must not say that it is ready any more.
                 biased;
                 () = stop.cancelled() => break,
-                Some(event) = mirrors.next() => match event {
-                    Ok(event) => {
-                        saw_mirrors |= matches!(event, Event::InitDone);
-                        self.mirror_event(event, &stop);
-                    }
+                Some((which, event)) = mirrors.next() => match event {
+                    Ok(event) => self.mirror_event(which, event, &stop),
                     Err(error) => tell("MongoMirrors", &error),
                 },
-                Some(event) = secrets.next() => match event {
-                    Ok(event) => {
-                        saw_secrets |= matches!(event, Event::InitDone);
-                        self.secret_event(event, &stop);
-                    }
+                Some((which, event)) = secrets.next() => match event {
+                    Ok(event) => self.secret_event(which, event, &stop),
                     Err(error) => tell("Secrets", &error),
                 },
                 Some(ended) = self.keepers.join_next() => self.keeper_ended(ended, &stop),
             }
-            if saw_mirrors && saw_secrets {
+            if self.mirrors.is_complete() && self.secrets.is_complete() {
                 readiness.send_if_modified(|now| {
                     std::mem::replace(now, Readiness::Ready) != Readiness::Ready
                 });
@@ -230,23 +229,13 @@ impl Operator {
         }
     }
 
-    fn api<K>(&self, namespace: Option<&str>) -> Api<K>
-    where
-        K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>,
-    {
-        let client = self.context.client.clone();
-        match namespace {
-            Some(namespace) => Api::namespaced(client, namespace),
-            None => Api::all(client),
-        }
-    }
-
     fn mirror_event(
         &mut self,
+        which: usize,
         event: Event<DeserializeGuard<MongoMirror>>,
         stop: &CancellationToken,
     ) {
-        self.mirrors.apply_watcher_event(&event);
+        self.mirrors.apply(which, &event);
         if let Event::Delete(mirror) = &event {
             self.context.ends.note(mirror);
         }
@@ -257,8 +246,13 @@ impl Operator {
         }
     }
 
-    fn secret_event(&mut self, event: Event<PartialObjectMeta<Secret>>, stop: &CancellationToken) {
-        self.secrets.apply_watcher_event(&event);
+    fn secret_event(
+        &mut self,
+        which: usize,
+        event: Event<PartialObjectMeta<Secret>>,
+        stop: &CancellationToken,
+    ) {
+        self.secrets.apply(which, &event);
         match event {
             Event::Apply(secret) | Event::Delete(secret) => {
                 let namespace = secret.metadata.namespace.as_deref();
@@ -269,11 +263,11 @@ impl Operator {
                     mirror.metadata.namespace.as_deref() == namespace
                         && secrets::names(&mirror.spec).contains(name)
                 };
-                let mirrors = self
-                    .context
-                    .mirrors
-                    .state_filter(|mirror| mirror.0.as_ref().is_ok_and(refers));
-                for mirror in mirrors {
+                let all = self.context.mirrors.all();
+                let concerned: Vec<_> = all
+                    .filter(|mirror| mirror.0.as_ref().is_ok_and(refers))
+                    .collect();
+                for mirror in concerned {
                     self.nudge(key_of(&*mirror), stop);
                 }
             }
@@ -285,8 +279,8 @@ impl Operator {
     /// Nudges the keepers of all resources that exist, and of those that existed: after a lost
     /// watch nobody tells which resources were deleted meanwhile.
     fn nudge_all(&mut self, stop: &CancellationToken) {
-        let there = self.context.mirrors.state();
-        let there = there.iter().map(|mirror| key_of(&**mirror));
+        let there = self.context.mirrors.all();
+        let there = there.map(|mirror| key_of(&*mirror));
         let all: Vec<_> = there.chain(self.nudges.keys().cloned()).collect();
         for key in all {
             self.nudge(key, stop);
@@ -335,22 +329,6 @@ impl Operator {
             self.context.registry.remove(&key);
         }
     }
-}
-
-fn events<K>(api: Api<K>) -> impl Stream<Item = watcher::Result<Event<K>>>
-where
-    K: Resource + Clone + std::fmt::Debug + Send + serde::de::DeserializeOwned + 'static,
-{
-    let config = watcher::Config::default().timeout(WATCH_SECONDS);
-    watcher(api, config)
-        .modify(|object| {
-            // The bulk of a Secret's metadata, and of no use here.
-            object.meta_mut().managed_fields = None;
-            if let Some(annotations) = &mut object.meta_mut().annotations {
-                annotations.retain(|name, _| name.starts_with(asked::PREFIX));
-            }
-        })
-        .backoff(Backoff::away())
 }
 
 /// Who reports events: the operator, and which of its pods.

@@ -9,10 +9,11 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::core::PartialObjectMeta;
-use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::reflector::ObjectRef;
 use thiserror::Error;
 use tokio::sync::Semaphore;
 
+use super::watched::Seen;
 use crate::resource::MongoMirrorSpec;
 use crate::runner::translate::{SecretValues, Secrets};
 
@@ -20,7 +21,7 @@ use crate::runner::translate::{SecretValues, Secrets};
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The metadata of all Secrets that are watched.
-pub type SecretVersions = Store<PartialObjectMeta<Secret>>;
+pub type SecretVersions = Seen<PartialObjectMeta<Secret>>;
 
 /// A Secret that could not be read.
 #[derive(Debug, Error)]
