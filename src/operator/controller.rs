@@ -50,6 +50,10 @@ const LOOK: Duration = Duration::from_millis(200);
 /// And no less often than this: what was not measured for too long becomes unknown by time alone.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
+/// Whoever ends does not wait longer for an API server that is away: with a Lease there is little
+/// time.
+const LAST_WORD: Duration = Duration::from_secs(2);
+
 /// The annotation that confirms `spec.deletionPolicy: DeleteTarget`, with the database's name.
 const DELETE_TARGET: &str = "mongomirror.dev/delete-target";
 
@@ -207,7 +211,7 @@ impl Keeper {
             }
             let now = Instant::now();
             let due = self.due(now);
-            // Whoever waits for a turn keeps the place, whatever happens meanwhile.
+            // Whoever waits for a turn keeps the place while the mirror moves on.
             if due.is_some_and(|due| due <= now) {
                 let writes = &self.context.writes;
                 turn.get_or_insert_with(|| Box::pin(writes.clone().acquire_owned()));
@@ -338,8 +342,9 @@ impl Keeper {
         }
     }
 
-    /// Writes what is to be written last, and tries again while the API server is busy.
+    /// Writes what is to be written last, and tries again for a moment if the API server is busy.
     async fn report_in_turn(&mut self) {
+        let mut failed = None;
         loop {
             {
                 let writes = self.context.writes.clone();
@@ -347,8 +352,12 @@ impl Keeper {
                 self.report().await;
             }
             let now = Instant::now();
-            let due = self.due(now).filter(|due| *due < now + LOOK_AGAIN);
-            let Some(due) = due else { return };
+            let Some(due) = self.due(now) else { return };
+            let failed = *failed.get_or_insert(now);
+            // What was refused would be refused again.
+            if !self.context.outage.is_on() || due > failed + LAST_WORD {
+                return;
+            }
             tokio::time::sleep_until(due).await;
         }
     }

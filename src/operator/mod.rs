@@ -1,6 +1,6 @@
 //! The control plane: Kubernetes.
 //!
-//! Two watches (MongoMirrors; Secrets by metadata) nudge one [`controller::Keeper`] per resource.
+//! Watches (MongoMirrors; Secrets by metadata) nudge one [`controller::Keeper`] per resource.
 //! A keeper looks, decides and acts; `runner` runs the mirrors, `http` and the resources' status
 //! tell of them. Nothing here knows MongoDB, nothing in `engine` knows Kubernetes.
 //!
@@ -156,6 +156,7 @@ pub async fn run(
 
 /// Hands events to keepers.
 struct Operator {
+    scopes: Scopes,
     context: Arc<Context>,
     mirrors: Watched<DeserializeGuard<MongoMirror>>,
     secrets: Watched<PartialObjectMeta<Secret>>,
@@ -173,6 +174,7 @@ impl Operator {
         let (mirrors_seen, mirrors) = Watched::new(scopes);
         let (secrets_seen, secrets) = Watched::new(scopes);
         Self {
+            scopes: scopes.clone(),
             context: Arc::new(Context {
                 recorder: Recorder::new(client.clone(), reporter()),
                 client,
@@ -209,11 +211,11 @@ impl Operator {
                 () = stop.cancelled() => break,
                 Some((which, event)) = mirrors.next() => match event {
                     Ok(event) => self.mirror_event(which, event, &stop),
-                    Err(error) => tell("MongoMirrors", &error),
+                    Err(error) => tell("MongoMirrors", scopes.of(which), &error),
                 },
                 Some((which, event)) = secrets.next() => match event {
                     Ok(event) => self.secret_event(which, event, &stop),
-                    Err(error) => tell("Secrets", &error),
+                    Err(error) => tell("Secrets", scopes.of(which), &error),
                 },
                 Some(ended) = self.keepers.join_next() => self.keeper_ended(ended, &stop),
             }
@@ -241,7 +243,7 @@ impl Operator {
         }
         match event {
             Event::Apply(mirror) | Event::Delete(mirror) => self.nudge(key_of(&mirror), stop),
-            Event::InitDone => self.nudge_all(stop),
+            Event::InitDone => self.nudge_all(which, stop),
             Event::Init | Event::InitApply(_) => {}
         }
     }
@@ -271,18 +273,22 @@ impl Operator {
                     self.nudge(key_of(&*mirror), stop);
                 }
             }
-            Event::InitDone => self.nudge_all(stop),
+            Event::InitDone => self.nudge_all(which, stop),
             Event::Init | Event::InitApply(_) => {}
         }
     }
 
-    /// Nudges the keepers of all resources that exist, and of those that existed: after a lost
-    /// watch nobody tells which resources were deleted meanwhile.
-    fn nudge_all(&mut self, stop: &CancellationToken) {
+    /// Nudges the keepers of all resources that exist where this watch looks, and of those that
+    /// existed: after a lost watch nobody tells which resources were deleted meanwhile.
+    fn nudge_all(&mut self, which: usize, stop: &CancellationToken) {
         let there = self.context.mirrors.all();
         let there = there.map(|mirror| key_of(&*mirror));
-        let all: Vec<_> = there.chain(self.nudges.keys().cloned()).collect();
-        for key in all {
+        let all = there.chain(self.nudges.keys().cloned());
+        let scope = self.scopes.of(which);
+        let concerned: Vec<_> = all
+            .filter(|key| scope.is_none_or(|scope| key.namespace == scope))
+            .collect();
+        for key in concerned {
             self.nudge(key, stop);
         }
     }
@@ -348,7 +354,7 @@ fn key_of<K: Resource>(object: &K) -> MirrorKey {
 }
 
 /// Logs an interrupted watch, which is reopened by itself, with what may help.
-fn tell(what: &'static str, error: &watcher::Error) {
+fn tell(what: &'static str, namespace: Option<&str>, error: &watcher::Error) {
     let status = match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status))
@@ -362,13 +368,15 @@ fn tell(what: &'static str, error: &watcher::Error) {
              (`mongomirror crd | kubectl apply -f -`)"
         }
         Some(status) if status.is_forbidden() => {
-            "the operator's service account may not list and watch them: see its ClusterRole"
+            "the operator's service account may not list and watch them: see its ClusterRole, or \
+             its Role in that namespace"
         }
         _ => "mirrors that run go on",
     };
     tracing::warn!(
         error = words::root_cause(error),
         hint,
+        namespace = namespace.unwrap_or("all"),
         "the watch of {what} was interrupted and will be opened again"
     );
 }

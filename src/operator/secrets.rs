@@ -43,6 +43,15 @@ pub enum SecretError {
         /// The Secret's name.
         secret: String,
     },
+    /// Others are being read, and do not come.
+    #[error(
+        "waited {} s for other Secrets to be read before \"{secret}\"",
+        READ_TIMEOUT.as_secs()
+    )]
+    Queue {
+        /// The Secret's name.
+        secret: String,
+    },
     /// Anything else.
     #[error("failed to read the Secret \"{secret}\"")]
     Api {
@@ -133,15 +142,18 @@ impl SecretReader {
         {
             return Ok(Some(known.values.clone()));
         }
-        let late = || SecretError::Timeout {
-            secret: name.to_owned(),
-        };
         // A mirror that is to be paused does not wait for ever behind others whose Secrets hang.
         let turn = tokio::time::timeout(READ_TIMEOUT, turns.acquire()).await;
-        let _turn = turn.map_err(|_| late())?;
+        let _turn = turn.map_err(|_| SecretError::Queue {
+            secret: name.to_owned(),
+        })?;
         let answer = tokio::time::timeout(READ_TIMEOUT, self.api.get_opt(name)).await;
         let secret = match answer {
-            Err(_) => return Err(late()),
+            Err(_) => {
+                return Err(SecretError::Timeout {
+                    secret: name.to_owned(),
+                });
+            }
             Ok(Err(kube::Error::Api(status))) if status.is_forbidden() => {
                 return Err(SecretError::Forbidden {
                     namespace: self.namespace.clone(),

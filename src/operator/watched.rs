@@ -60,6 +60,11 @@ impl Scopes {
         }
     }
 
+    /// The namespace of one of the watches, unless that is of all.
+    pub fn of(&self, which: usize) -> Option<&str> {
+        self.0.get(which).map(String::as_str)
+    }
+
     fn each(&self) -> Vec<Option<&str>> {
         match &self.0[..] {
             [] => vec![None],

@@ -100,7 +100,7 @@ impl<T: Clone> Listener<T> {
             match self.answers.recv().await {
                 Ok(answer) => return answer,
                 Err(broadcast::error::RecvError::Lagged(_)) => {}
-                // Its task panicked. What is not measured any more is unknown soon.
+                // Its task panicked: the lag is unknown soon, and whoever comes next asks anew.
                 Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
             }
         }

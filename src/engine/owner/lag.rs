@@ -44,8 +44,9 @@ struct Behind {
     waiting: VecDeque<Sample>,
     reached: Option<ClusterTime>,
     newest: Option<Sample>,
-    /// Samples younger than this may have been reached without our knowing.
-    patience: Duration,
+    /// Samples since this moment that are younger than this may have been reached without our
+    /// knowing.
+    patience: Option<(Instant, Duration)>,
     /// All samples were reached once: from then on the seconds of the cluster times, which jump
     /// by ten on an idle source, say less than the samples' waits.
     was_level: bool,
@@ -53,9 +54,9 @@ struct Behind {
 
 impl Monitor {
     /// Begins to listen to both sides, for a mirror that has reached this time.
-    pub fn new(connections: &Connections, reached: Option<ClusterTime>) -> Self {
+    pub fn new(connections: &Connections, reached: ClusterTime) -> Self {
         let behind = Behind {
-            reached,
+            reached: Some(reached),
             ..Behind::default()
         };
         Self {
@@ -106,12 +107,21 @@ impl Behind {
     const STALE: Duration = Duration::from_secs(15);
 
     fn bear_with(&mut self, patience: Duration, now: Instant) {
-        let less = self.patience.saturating_sub(patience);
-        self.patience = patience;
-        // What did not count until now has not waited.
-        for sample in &mut self.waiting {
-            sample.at = now.min(sample.at + less);
+        if let Some((since, before)) = self.patience {
+            if before == patience {
+                return;
+            }
+            // What did not count until now has not waited.
+            for sample in self.waiting.iter_mut().filter(|it| it.at >= since) {
+                sample.at = now.min(sample.at + before);
+            }
         }
+        self.patience = (patience > Duration::ZERO).then_some((now, patience));
+    }
+
+    fn patience_with(&self, sample: &Sample) -> Duration {
+        let patience = self.patience.filter(|(since, _)| sample.at >= *since);
+        patience.map_or(Duration::ZERO, |(_, patience)| patience)
     }
 
     fn note(&mut self, sample: Sample) {
@@ -145,7 +155,9 @@ impl Behind {
         let Some(oldest) = self.waiting.front() else {
             return Some(Duration::ZERO);
         };
-        let waited = now.duration_since(oldest.at).saturating_sub(self.patience);
+        let waited = now
+            .duration_since(oldest.at)
+            .saturating_sub(self.patience_with(oldest));
         // After a pause the first sample is young, but the position is old.
         let by_clock = self
             .reached
@@ -201,10 +213,8 @@ mod tests {
     #[test]
     fn what_a_quiet_stream_would_have_told_does_not_count() {
         let start = Instant::now();
-        let mut behind = Behind {
-            patience: Duration::from_secs(1),
-            ..Behind::default()
-        };
+        let mut behind = Behind::default();
+        behind.bear_with(Duration::from_secs(1), start);
         behind.reached(time(10));
         behind.note(Sample {
             time: time(10),
@@ -222,6 +232,28 @@ mod tests {
         assert_eq!(lag(&behind, 910), Some(Duration::from_millis(10)));
         behind.reached(time(11));
         assert_eq!(lag(&behind, 1500), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn what_waited_before_a_stream_became_quiet_goes_on_to_count() {
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let mut behind = Behind::default();
+        behind.reached(time(10));
+        behind.note(Sample {
+            time: time(11),
+            at: start,
+        });
+        for turn in 1..=10 {
+            behind.bear_with(Duration::from_secs(1), after(4 * turn));
+            behind.bear_with(Duration::ZERO, after(4 * turn + 2));
+        }
+        assert_eq!(behind.lag(after(42)), None, "nothing was measured for long");
+        behind.note(Sample {
+            time: time(12),
+            at: after(42),
+        });
+        assert_eq!(behind.lag(after(42)), Some(Duration::from_secs(42)));
     }
 
     #[test]

@@ -37,7 +37,7 @@ use super::copy::pace::Pace;
 use super::error::{Error, Result, Side};
 use super::headroom::History;
 use super::plan::Planned;
-use super::position::{Ahead, Position};
+use super::position::{Ahead, ClusterTime, Position};
 use super::progress::{ApplyForm, Progress, VerificationResult, VerificationRun};
 use super::quarantine::Quarantine;
 use super::request::{Refusal, Request};
@@ -293,11 +293,7 @@ impl<'a> Owner<'a> {
             publish,
             position: plan.position.clone(),
             committed: plan.position.clone(),
-            monitor: Monitor::new(
-                connections,
-                // Beside a command the position may be within a transaction.
-                (!plan.in_command).then_some(plan.position.time),
-            ),
+            monitor: Monitor::new(connections, whole(plan.position.time, plan.in_command)),
             published: now,
             logged: (now, progress.clone()),
             progress,
@@ -580,6 +576,16 @@ impl<'a> Owner<'a> {
 
     fn share(&self, eighths: usize) -> usize {
         self.config.limits.memory_bytes / 8 * eighths
+    }
+}
+
+/// Up to when the target holds everything, at this position: within a transaction not all of its
+/// own time.
+fn whole(position: ClusterTime, is_torn: bool) -> ClusterTime {
+    if is_torn {
+        position.just_before()
+    } else {
+        position
     }
 }
 
