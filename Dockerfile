@@ -19,7 +19,7 @@ COPY Cargo.toml Cargo.lock ./
 COPY dev/testbed/Cargo.toml dev/testbed/
 RUN mkdir -p src dev/testbed/src \
     && echo 'fn main() {}' >src/main.rs \
-    && touch src/lib.rs dev/testbed/src/lib.rs \
+    && echo '//! Nothing yet.' | tee src/lib.rs >dev/testbed/src/lib.rs \
     && cargo build --release --locked \
     && rm -r src
 

@@ -68,8 +68,14 @@ image: ## Build the container image; IMAGE=registry/name:tag CONTAINER=podman BA
 		--build-arg REVISION=$$(git describe --always --abbrev=40 --dirty --exclude '*') \
 		--build-arg CREATED=$$(git log -1 --format=%cI) $(IMAGE_OPTIONS) .
 
-sbom: ## Write the image's list of crates (CycloneDX), target/sbom/mongomirror.cdx.json
-	$(CARGO) cyclonedx --format json --describe binaries --target $(or $(SBOM_TARGET),x86_64-unknown-linux-gnu)
+# The tool writes beside each Cargo.toml, with this folder's path in names that only have to differ.
+sbom: ## Write which crates are in the program, target/sbom/mongomirror.cdx.json (CycloneDX)
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(CARGO) cyclonedx --format json \
+		--spec-version 1.5 --describe binaries --no-build-deps \
+		--target $(or $(TRIPLE),x86_64-unknown-linux-gnu)
+	mkdir -p $(TARGET)/sbom
+	sed 's|file://$(CURDIR)|file:///build|g' mongomirror_bin.cdx.json > $(TARGET)/sbom/mongomirror.cdx.json
+	rm mongomirror_bin.cdx.json dev/testbed/testbed_bin.cdx.json
 
 bench: ## Measure against real servers
 	$(CARGO) bench --locked --bench mirror
