@@ -18,8 +18,8 @@ ENV AARCH64_UNKNOWN_LINUX_GNU_JEMALLOC_SYS_WITH_LG_PAGE=16
 COPY Cargo.toml Cargo.lock ./
 COPY dev/testbed/Cargo.toml dev/testbed/
 RUN mkdir -p src dev/testbed/src \
-    && echo 'fn main() {}' >src/main.rs \
-    && echo '//! Nothing yet.' | tee src/lib.rs >dev/testbed/src/lib.rs \
+    && echo '//! Nothing yet.' | tee src/lib.rs src/main.rs >dev/testbed/src/lib.rs \
+    && echo 'fn main() {}' >>src/main.rs \
     && cargo build --release --locked \
     && rm -r src
 
