@@ -95,6 +95,16 @@ async fn values_that_are_wrong_are_refused_with_what_is_wrong() {
     }
 }
 
+/// The one version is the workspace's; the chart has to be told.
+#[test]
+fn the_chart_has_the_version_of_the_program() {
+    let file = std::fs::read_to_string(chart().join("Chart.yaml")).unwrap();
+    let chart: Value = serde_saphyr::from_str(&file).unwrap();
+    for field in ["version", "appVersion"] {
+        assert_eq!(chart[field], env!("CARGO_PKG_VERSION"), "{field}");
+    }
+}
+
 #[tokio::test]
 async fn an_image_runs_by_digest_by_tag_or_as_new_as_the_chart() {
     let chart = Chart::new().await;
