@@ -8,7 +8,12 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 DEVELOPMENT := --workspace --locked --bins --example demo
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-cluster fuzz fetch lint fmt crds chart bench many demo clean
+.PHONY: help build test test-cluster fuzz fetch lint fmt deny crds chart image sbom bench many demo clean
+
+# Whatever takes docker's options: docker, podman, buildah.
+CONTAINER ?= docker
+RELEASE  := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+IMAGE    ?= mongomirror:$(RELEASE)
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +44,9 @@ lint: ## Check the format, and run clippy with warnings as errors
 fmt: ## Format the code
 	$(CARGO) fmt --all
 
+deny: ## Check the licences and more of dependencies; offline: CHECKS="licenses bans sources"
+	$(CARGO) deny --locked check $(CHECKS)
+
 crds: ## Write the CustomResourceDefinition, docs/reference.md, and what `make chart` writes
 	$(CARGO) build $(DEVELOPMENT)
 	$(TARGET)/debug/mongomirror crd > $(TARGET)/mongomirrors.yaml
@@ -54,6 +62,23 @@ chart: ## Write the chart's README and deploy/mongomirror.yaml
 	cp $(TARGET)/chart.md charts/mongomirror/README.md
 	$(TARGET)/debug/testbed chart manifest > $(TARGET)/manifest.yaml
 	cp $(TARGET)/manifest.yaml deploy/mongomirror.yaml
+
+# Dates are the commit's: the same commit makes the same labels.
+image: ## Build the container image; IMAGE=registry/name:tag CONTAINER=podman BASE=… SOURCE=…
+	$(CONTAINER) build --tag $(IMAGE) \
+		$(if $(BASE),--build-arg BASE=$(BASE)) $(if $(BUILDER),--build-arg BUILDER=$(BUILDER)) \
+		$(if $(SOURCE),--build-arg SOURCE=$(SOURCE)) --build-arg VERSION=$(RELEASE) \
+		--build-arg REVISION=$$(git describe --always --abbrev=40 --dirty --exclude '*') \
+		--build-arg CREATED=$$(git log -1 --format=%cI) $(IMAGE_OPTIONS) .
+
+# The tool writes beside each Cargo.toml, with this folder's path in names that only have to differ.
+sbom: ## Write which crates are in the program, target/sbom/mongomirror.cdx.json (CycloneDX)
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(CARGO) cyclonedx --format json \
+		--spec-version 1.5 --describe binaries --no-build-deps \
+		--target $(or $(TRIPLE),x86_64-unknown-linux-gnu)
+	mkdir -p $(TARGET)/sbom
+	sed 's|file://$(CURDIR)|file:///build|g' mongomirror_bin.cdx.json > $(TARGET)/sbom/mongomirror.cdx.json
+	rm mongomirror_bin.cdx.json dev/testbed/testbed_bin.cdx.json
 
 bench: ## Measure against real servers
 	$(CARGO) bench --locked --bench mirror

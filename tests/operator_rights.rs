@@ -143,18 +143,21 @@ async fn in_a_whole_life_each_right_is_used_and_none_is_missing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_operator_of_one_namespace_serves_it_and_sees_no_other() {
+async fn an_operator_of_some_namespaces_serves_them_and_sees_no_other() {
     let set = ReplicaSet::builder().start().await.unwrap();
     let client = set.client().await.unwrap();
     let cluster = Cluster::audited(Some("shop")).await;
     cluster.kubectl(&["create", "namespace", "other"]).await;
+    let roles = Path::new(env!("CARGO_MANIFEST_DIR")).join(CLUSTER_ROLE);
+    let granted = cluster.plane.operator_kubeconfig_in(&roles, "till").await;
+    granted.unwrap();
     let user = format!("--as=system:serviceaccount:{OWN}:mongomirror");
-    for (namespace, answer) in [("shop", "yes"), ("other", "no")] {
+    for (namespace, answer) in [("shop", "yes"), ("till", "yes"), ("other", "no")] {
         let can = ["auth", "can-i", "list", "secrets", "-n", namespace, &user];
         let said = cluster.plane.kubectl(&can).await.unwrap();
         assert_eq!(said.stdout.trim(), answer, "{namespace}");
     }
-    for namespace in ["other", "shop"] {
+    for namespace in ["other", "shop", "till"] {
         fill(&client.database(namespace), "orders", 0, 50).await;
         let manifest = secret("mongo", &set.uri()) + &mirror("orders", "mongo", namespace, "");
         let apply = ["apply", "--namespace", namespace, "-f", "-"];
@@ -174,20 +177,26 @@ async fn an_operator_of_one_namespace_serves_it_and_sees_no_other() {
         ];
         cluster.kubectl(&get).await
     };
-    let operator = cluster.another_operator("operator", &["--namespace", "shop"]);
-    eventually("the mirror is live", async || {
-        (of("shop", ".status.phase").await == "Mirroring").then_some(())
-    })
-    .await;
-    arrives(&client, "shop", 1000).await;
-    let events = ["get", "events", "--namespace", "shop", "-o", "name"];
-    eventually("it tells what happens", async || {
-        (!cluster.kubectl(&events).await.is_empty()).then_some(())
-    })
-    .await;
+    let some = ["--namespace", "shop", "--namespace", "till"];
+    let operator = cluster.another_operator("operator", &some);
+    for namespace in ["shop", "till"] {
+        eventually("the mirror is live", async || {
+            (of(namespace, ".status.phase").await == "Mirroring").then_some(())
+        })
+        .await;
+        arrives(&client, namespace, 1000).await;
+        let events = ["get", "events", "--namespace", namespace, "-o", "name"];
+        eventually("it tells what happens", async || {
+            (!cluster.kubectl(&events).await.is_empty()).then_some(())
+        })
+        .await;
+    }
     let listed = operator.exchange("GET", "/api/v1/mirrors", "").await;
     let listed = listed.expect("the status API listens");
-    assert!(listed.contains("\"namespace\":\"shop\""), "{listed}");
+    for namespace in ["shop", "till"] {
+        let named = format!("\"namespace\":\"{namespace}\"");
+        assert!(listed.contains(&named), "{listed}");
+    }
     assert!(!listed.contains("\"namespace\":\"other\""), "{listed}");
 
     assert_eq!(of("other", ".status.observedGeneration").await, "-1");
@@ -197,7 +206,7 @@ async fn an_operator_of_one_namespace_serves_it_and_sees_no_other() {
     let requests = asked(&cluster).await;
     let elsewhere: Vec<_> = requests
         .iter()
-        .filter(|it| it.namespace != "shop")
+        .filter(|it| !["shop", "till"].contains(&&*it.namespace))
         .collect();
     assert!(elsewhere.is_empty(), "{elsewhere:#?}");
 }

@@ -11,7 +11,7 @@ use common::history::{History, Version};
 use common::{eventually, fill};
 use mongodb::Client;
 use mongomirror::resource::status::{ConditionStatus, Phase, condition};
-use testbed::{Direction, ReplicaSet};
+use testbed::{Direction, ReplicaSet, Request};
 
 const REASON: &str = r#".status.conditions[?(@.type=="Ready")].reason"#;
 
@@ -337,4 +337,63 @@ async fn an_operator_that_ends_says_so_in_every_status() {
     for name in ["one", "two"] {
         cluster.wait(name, ready, "Mirroring").await;
     }
+}
+
+/// How many of these were under way at the same time.
+fn at_once<'a>(requests: impl Iterator<Item = &'a Request>) -> i32 {
+    let ends = requests.flat_map(|it| [(&it.under_way[0], 1), (&it.under_way[1], -1)]);
+    let mut ends: Vec<_> = ends.collect();
+    ends.sort();
+    let mut now = 0;
+    let counts = ends.into_iter().map(|(_, one)| {
+        now += one;
+        now
+    });
+    counts.max().unwrap_or(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_mirrors_that_start_at_once_take_turns_at_the_api_server() {
+    const MANY: usize = 150;
+    let mut cluster = Cluster::audited(None).await;
+    // Nobody listens there: what is tested is what they have to tell, not what they do.
+    let nowhere = secret("nowhere", "mongodb://127.0.0.1:1");
+    let mirrors = (0..MANY).map(|n| mirror(&format!("m{n}"), "nowhere", &format!("d{n}"), ""));
+    let manifest: String = std::iter::once(nowhere).chain(mirrors).collect();
+    cluster.apply(&manifest).await;
+    cluster.start_operator();
+    let told = async |cluster: &Cluster, reason: &str| {
+        let path = r#"jsonpath={range .items[*]}{.status.conditions[?(@.type=="Ready")].reason}{"\n"}{end}"#;
+        let all = cluster.kubectl(&["get", "mongomirrors", "-o", path]).await;
+        all.lines().filter(|line| *line == reason).count()
+    };
+    eventually("all are told of", async || {
+        (told(&cluster, "SourceUnreachable").await == MANY).then_some(())
+    })
+    .await;
+    let requests = cluster.plane.operator_requests().unwrap();
+    let of = |verb: &'static str| requests.iter().filter(move |it| it.verb == verb);
+    for verb in ["get", "patch"] {
+        let most = at_once(of(verb));
+        eprintln!("{} times {verb}, {most} at once", of(verb).count());
+        // What is written down as its end is a little later than that.
+        assert!((1..=16).contains(&most), "{verb}: {most} at once");
+    }
+    let turned_away = requests
+        .iter()
+        .filter(|it| it.code == 429 || it.code >= 500);
+    assert_eq!(turned_away.count(), 0, "{requests:#?}");
+
+    // The last word comes in turn, too, before those of whoever is still waiting.
+    let started = |cluster: &Cluster| cluster.log().matches("starting the mirror").count();
+    let before = started(&cluster);
+    cluster.kill_operator().await;
+    cluster.start_operator();
+    eventually("all are started", async || {
+        (started(&cluster) >= before + MANY).then_some(())
+    })
+    .await;
+    let log = cluster.stop_operator().await;
+    assert!(!log.contains("did not stop in time"), "{log}");
+    assert_eq!(told(&cluster, "OperatorStopped").await, MANY, "{log}");
 }

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::http::Server;
+use crate::operator::watched::Scopes;
 use crate::operator::{self, ElectionOptions, Options};
 use crate::runner::journal;
 use crate::runner::readiness::Readiness;
@@ -19,9 +20,17 @@ use crate::runner::registry::Registry;
 /// position.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Watch this namespace only. Without it, all of them.
-    #[arg(long, short, env = "MONGOMIRROR_NAMESPACE", value_name = "NAMESPACE")]
-    namespace: Option<String>,
+    /// Watch this namespace only; may be given more than once, or as a list with commas. Without
+    /// it, all of them.
+    #[arg(
+        long,
+        short,
+        env = "MONGOMIRROR_NAMESPACE",
+        value_delimiter = ',',
+        value_parser = namespace,
+        value_name = "NAMESPACE"
+    )]
+    namespace: Vec<String>,
 
     /// Where to serve the status API, health and metrics.
     #[arg(
@@ -51,6 +60,18 @@ pub struct Arguments {
     lease_name: String,
 }
 
+/// A namespace's name, or nothing, as in a variable that is empty. One that cannot exist would be
+/// watched in vain.
+fn namespace(text: &str) -> Result<String, &'static str> {
+    let is_inner = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
+    let is_name = text.len() <= 63
+        && text.bytes().all(is_inner)
+        && !text.starts_with('-')
+        && !text.ends_with('-');
+    let text = is_name.then(|| text.to_owned());
+    text.ok_or("a namespace's name has at most 63 letters a to z, digits and dashes between them")
+}
+
 pub async fn execute(arguments: Arguments, stop: CancellationToken) -> Result<(), Box<dyn Error>> {
     let registry = Registry::default();
     let (ready, is_ready) = watch::channel(Readiness::Starting);
@@ -61,12 +82,11 @@ pub async fn execute(arguments: Arguments, stop: CancellationToken) -> Result<()
     );
     tokio::spawn(journal::run(registry.clone(), stop.clone()));
 
-    // The chart leaves the variable empty for "all namespaces".
-    let named = |namespace: Option<String>| namespace.filter(|name| !name.is_empty());
     let options = Options {
-        namespace: named(arguments.namespace),
+        scopes: Scopes::new(arguments.namespace),
         election: arguments.leader_election.then(|| ElectionOptions {
-            namespace: named(arguments.lease_namespace),
+            // An empty variable is none.
+            namespace: arguments.lease_namespace.filter(|name| !name.is_empty()),
             name: arguments.lease_name,
         }),
     };

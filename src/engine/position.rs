@@ -30,6 +30,20 @@ impl ClusterTime {
         increment: u32::MAX,
     };
 
+    /// The last time that is not this one.
+    pub fn just_before(self) -> Self {
+        match (self.seconds, self.increment) {
+            (seconds, 1..) => Self {
+                seconds,
+                increment: self.increment - 1,
+            },
+            (seconds, 0) => Self {
+                seconds: seconds.saturating_sub(1),
+                increment: u32::MAX,
+            },
+        }
+    }
+
     /// How far `self` is ahead of `earlier`, in whole seconds (increments are not time).
     pub fn seconds_since(self, earlier: Self) -> Duration {
         Duration::from_secs(u64::from(self.seconds.saturating_sub(earlier.seconds)))

@@ -100,6 +100,11 @@ impl Outage {
         away.next_try
     }
 
+    /// Whether it did not answer when it was last asked.
+    pub fn is_on(&self) -> bool {
+        self.lock().is_some()
+    }
+
     /// It answered.
     pub fn answered(&self) {
         *self.lock() = None;

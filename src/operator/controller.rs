@@ -18,7 +18,7 @@ use std::time::{Duration, SystemTime};
 use futures::future::OptionFuture;
 use kube::core::DeserializeGuard;
 use kube::runtime::events::Recorder;
-use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Client, Resource, ResourceExt};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
@@ -29,6 +29,7 @@ use super::backoff::{Backoff, Outage};
 use super::publish::Publisher;
 use super::report;
 use super::secrets::{self, SecretError, SecretReader, SecretVersions};
+use super::watched::Seen;
 use crate::engine::connection::shared::Clients;
 use crate::engine::progress::Problem;
 use crate::reason::Reason;
@@ -49,11 +50,15 @@ const LOOK: Duration = Duration::from_millis(200);
 /// And no less often than this: what was not measured for too long becomes unknown by time alone.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
+/// Whoever ends does not wait longer for an API server that is away: with a Lease there is little
+/// time.
+const LAST_WORD: Duration = Duration::from_secs(2);
+
 /// The annotation that confirms `spec.deletionPolicy: DeleteTarget`, with the database's name.
 const DELETE_TARGET: &str = "mongomirror.dev/delete-target";
 
 /// All MongoMirrors that are watched; one that cannot be read does not hide the others.
-pub type Mirrors = Store<DeserializeGuard<MongoMirror>>;
+pub type Mirrors = Seen<DeserializeGuard<MongoMirror>>;
 
 /// What all keepers share.
 pub struct Context {
@@ -174,6 +179,8 @@ impl Keeper {
         let mut turn = None;
         loop {
             if reconcile_at <= Instant::now() {
+                // Whoever does something else must not stand in the others' way.
+                turn = None;
                 let wait = match self.reconcile(&stop).await {
                     Ok(Found::Gone) => {
                         let key = self.slot.key().clone();
@@ -203,10 +210,8 @@ impl Keeper {
                 reconcile_at = Instant::now() + wait;
             }
             let now = Instant::now();
-            let due = self
-                .status()
-                .and_then(|(publisher, status)| publisher.due(&status, now));
-            // Whoever waits for a turn keeps the place, whatever happens meanwhile.
+            let due = self.due(now);
+            // Whoever waits for a turn keeps the place while the mirror moves on.
             if due.is_some_and(|due| due <= now) {
                 let writes = &self.context.writes;
                 turn.get_or_insert_with(|| Box::pin(writes.clone().acquire_owned()));
@@ -217,19 +222,22 @@ impl Keeper {
             let look_at = look_at.min(now + LOOK_AGAIN).min(reconcile_at);
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return self.retire().await,
+                () = stop.cancelled() => break,
                 () = nudge.notified() => reconcile_at = Instant::now(),
                 _permit = OptionFuture::from(turn.as_mut()), if turn.is_some() => {
+                    turn = None;
                     // The API server may be slow to answer, and leadership ends without it.
                     tokio::select! {
-                        () = stop.cancelled() => return self.retire().await,
-                        () = self.report() => turn = None,
+                        () = stop.cancelled() => break,
+                        () = self.report() => {}
                     }
                 }
                 () = self.next_progress() => {}
                 () = tokio::time::sleep_until(look_at) => {}
             }
         }
+        drop(turn);
+        self.retire().await;
     }
 
     /// Looks at everything and brings the mirror in line.
@@ -334,6 +342,32 @@ impl Keeper {
         }
     }
 
+    /// Writes what is to be written last, and tries again for a moment if the API server is busy.
+    async fn report_in_turn(&mut self) {
+        let mut failed = None;
+        loop {
+            {
+                let writes = self.context.writes.clone();
+                let _turn = writes.acquire_owned().await;
+                self.report().await;
+            }
+            let now = Instant::now();
+            let Some(due) = self.due(now) else { return };
+            let failed = *failed.get_or_insert(now);
+            // What was refused would be refused again.
+            if !self.context.outage.is_on() || due > failed + LAST_WORD {
+                return;
+            }
+            tokio::time::sleep_until(due).await;
+        }
+    }
+
+    /// When there is something to tell.
+    fn due(&mut self, now: Instant) -> Option<Instant> {
+        let (publisher, status) = self.status()?;
+        publisher.due(&status, now)
+    }
+
     /// The resource is gone: ends the mirror for good. Nobody waits for it, and it takes a bounded
     /// time; the same resource applied again is looked at when it is over.
     async fn end(self) {
@@ -371,9 +405,7 @@ impl Keeper {
             if let Some(publisher) = &mut self.publisher {
                 publisher.insist();
             }
-            // Never closed: if it were, there would be no turns to wait for.
-            let _turn = self.context.writes.clone().acquire_owned().await;
-            self.report().await;
+            self.report_in_turn().await;
         }
         self.slot.close().await;
     }

@@ -1,10 +1,11 @@
 //! The control plane: Kubernetes.
 //!
-//! Two watches (MongoMirrors; Secrets by metadata) nudge one [`controller::Keeper`] per resource.
+//! Watches (MongoMirrors; Secrets by metadata) nudge one [`controller::Keeper`] per resource.
 //! A keeper looks, decides and acts; `runner` runs the mirrors, `http` and the resources' status
 //! tell of them. Nothing here knows MongoDB, nothing in `engine` knows Kubernetes.
 //!
 //! - [`controller`]: the keeper and its stages
+//! - [`watched`]: what is watched, in which namespaces
 //! - [`secrets`]: Secrets, watched by metadata, read when needed
 //! - [`asked`]: what users ask for by annotations
 //! - [`report`], [`conditions`]: progress → status
@@ -23,20 +24,20 @@ mod lease;
 pub mod publish;
 pub mod report;
 pub mod secrets;
+pub mod watched;
 
 use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{Stream, StreamExt};
+use futures::StreamExt;
 use k8s_openapi::api::core::v1::Secret;
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::events::{Recorder, Reporter};
-use kube::runtime::reflector::{ObjectRef, store};
-use kube::runtime::watcher::{self, Event, watcher};
-use kube::runtime::{WatchStreamExt, reflector};
-use kube::{Api, Client, Resource};
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::watcher::{self, Event};
+use kube::{Client, Resource};
 use thiserror::Error;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
@@ -47,12 +48,11 @@ use crate::resource::MongoMirror;
 use crate::runner::readiness::Readiness;
 use crate::runner::registry::{MirrorKey, Registry};
 use crate::runner::words;
-use backoff::{Backoff, Outage};
+use backoff::Outage;
 use controller::{Context, Ends, Keeper};
 use lease::Election;
+use watched::{Scopes, Watched};
 
-/// Watches are reopened this often, so a connection that died silently is found within this time.
-const WATCH_SECONDS: u32 = 60;
 /// Connecting to the API server takes milliseconds.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Mirrors that have not stopped by then are left to their checkpoints: Kubernetes kills a pod
@@ -92,8 +92,8 @@ pub enum OperatorError {
 /// What the operator does.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// The one namespace whose MongoMirrors it runs; without it, all.
-    pub namespace: Option<String>,
+    /// The namespaces whose MongoMirrors it runs.
+    pub scopes: Scopes,
     /// Where several operators agree on one of them.
     pub election: Option<ElectionOptions>,
 }
@@ -119,7 +119,7 @@ pub async fn run(
     readiness: watch::Sender<Readiness>,
     stop: CancellationToken,
 ) -> Result<(), OperatorError> {
-    let namespace = options.namespace.as_deref();
+    let scopes = &options.scopes;
     let mut config = kube::Config::infer()
         .await
         .map_err(|error| OperatorError::Config(error.to_string()))?;
@@ -131,14 +131,14 @@ pub async fn run(
     config.default_retry = false;
     tracing::info!(
         cluster = %config.cluster_url,
-        namespace = namespace.unwrap_or("all"),
+        namespace = scopes.describe(),
         "watching MongoMirrors"
     );
     let client =
         Client::try_from(config).map_err(|error| OperatorError::Client(Box::new(error)))?;
     let work = async |term: CancellationToken| {
-        Operator::new(client.clone(), registry.clone(), stop.clone())
-            .run(namespace, &readiness, term)
+        Operator::new(client.clone(), registry.clone(), stop.clone(), scopes)
+            .run(scopes, &readiness, term)
             .await;
     };
     let Some(election) = options.election else {
@@ -156,26 +156,33 @@ pub async fn run(
 
 /// Hands events to keepers.
 struct Operator {
+    scopes: Scopes,
     context: Arc<Context>,
-    mirrors: store::Writer<DeserializeGuard<MongoMirror>>,
-    secrets: store::Writer<PartialObjectMeta<Secret>>,
+    mirrors: Watched<DeserializeGuard<MongoMirror>>,
+    secrets: Watched<PartialObjectMeta<Secret>>,
     keepers: JoinSet<MirrorKey>,
     nudges: HashMap<MirrorKey, Arc<Notify>>,
 }
 
 impl Operator {
-    fn new(client: Client, registry: Registry, shutdown: CancellationToken) -> Self {
-        let (mirrors_reader, mirrors) = reflector::store();
-        let (secrets_reader, secrets) = reflector::store();
+    fn new(
+        client: Client,
+        registry: Registry,
+        shutdown: CancellationToken,
+        scopes: &Scopes,
+    ) -> Self {
+        let (mirrors_seen, mirrors) = Watched::new(scopes);
+        let (secrets_seen, secrets) = Watched::new(scopes);
         Self {
+            scopes: scopes.clone(),
             context: Arc::new(Context {
                 recorder: Recorder::new(client.clone(), reporter()),
                 client,
                 registry,
                 clients: Clients::default(),
                 shutdown,
-                mirrors: mirrors_reader,
-                secrets: secrets_reader,
+                mirrors: mirrors_seen,
+                secrets: secrets_seen,
                 ends: Ends::default(),
                 outage: Outage::default(),
                 reads: Semaphore::new(AT_ONCE),
@@ -190,35 +197,29 @@ impl Operator {
 
     async fn run(
         mut self,
-        namespace: Option<&str>,
+        scopes: &Scopes,
         readiness: &watch::Sender<Readiness>,
         stop: CancellationToken,
     ) {
-        let mut mirrors = pin!(events(self.api::<DeserializeGuard<MongoMirror>>(namespace)));
-        let mut secrets = pin!(events(self.api::<PartialObjectMeta<Secret>>(namespace)));
-        let (mut saw_mirrors, mut saw_secrets) = (false, false);
+        let client = self.context.client.clone();
+        let mut mirrors = pin!(scopes.watch(&client));
+        let mut secrets = pin!(scopes.watch(&client));
         loop {
             tokio::select! {
                 // Whoever has lost the Lease must not say that it is ready any more.
                 biased;
                 () = stop.cancelled() => break,
-                Some(event) = mirrors.next() => match event {
-                    Ok(event) => {
-                        saw_mirrors |= matches!(event, Event::InitDone);
-                        self.mirror_event(event, &stop);
-                    }
-                    Err(error) => tell("MongoMirrors", &error),
+                Some((which, event)) = mirrors.next() => match event {
+                    Ok(event) => self.mirror_event(which, event, &stop),
+                    Err(error) => tell("MongoMirrors", scopes.of(which), &error),
                 },
-                Some(event) = secrets.next() => match event {
-                    Ok(event) => {
-                        saw_secrets |= matches!(event, Event::InitDone);
-                        self.secret_event(event, &stop);
-                    }
-                    Err(error) => tell("Secrets", &error),
+                Some((which, event)) = secrets.next() => match event {
+                    Ok(event) => self.secret_event(which, event, &stop),
+                    Err(error) => tell("Secrets", scopes.of(which), &error),
                 },
                 Some(ended) = self.keepers.join_next() => self.keeper_ended(ended, &stop),
             }
-            if saw_mirrors && saw_secrets {
+            if self.mirrors.is_complete() && self.secrets.is_complete() {
                 readiness.send_if_modified(|now| {
                     std::mem::replace(now, Readiness::Ready) != Readiness::Ready
                 });
@@ -230,35 +231,30 @@ impl Operator {
         }
     }
 
-    fn api<K>(&self, namespace: Option<&str>) -> Api<K>
-    where
-        K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>,
-    {
-        let client = self.context.client.clone();
-        match namespace {
-            Some(namespace) => Api::namespaced(client, namespace),
-            None => Api::all(client),
-        }
-    }
-
     fn mirror_event(
         &mut self,
+        which: usize,
         event: Event<DeserializeGuard<MongoMirror>>,
         stop: &CancellationToken,
     ) {
-        self.mirrors.apply_watcher_event(&event);
+        self.mirrors.apply(which, &event);
         if let Event::Delete(mirror) = &event {
             self.context.ends.note(mirror);
         }
         match event {
             Event::Apply(mirror) | Event::Delete(mirror) => self.nudge(key_of(&mirror), stop),
-            Event::InitDone => self.nudge_all(stop),
+            Event::InitDone => self.nudge_all(which, stop),
             Event::Init | Event::InitApply(_) => {}
         }
     }
 
-    fn secret_event(&mut self, event: Event<PartialObjectMeta<Secret>>, stop: &CancellationToken) {
-        self.secrets.apply_watcher_event(&event);
+    fn secret_event(
+        &mut self,
+        which: usize,
+        event: Event<PartialObjectMeta<Secret>>,
+        stop: &CancellationToken,
+    ) {
+        self.secrets.apply(which, &event);
         match event {
             Event::Apply(secret) | Event::Delete(secret) => {
                 let namespace = secret.metadata.namespace.as_deref();
@@ -269,26 +265,30 @@ impl Operator {
                     mirror.metadata.namespace.as_deref() == namespace
                         && secrets::names(&mirror.spec).contains(name)
                 };
-                let mirrors = self
-                    .context
-                    .mirrors
-                    .state_filter(|mirror| mirror.0.as_ref().is_ok_and(refers));
-                for mirror in mirrors {
+                let all = self.context.mirrors.all();
+                let concerned: Vec<_> = all
+                    .filter(|mirror| mirror.0.as_ref().is_ok_and(refers))
+                    .collect();
+                for mirror in concerned {
                     self.nudge(key_of(&*mirror), stop);
                 }
             }
-            Event::InitDone => self.nudge_all(stop),
+            Event::InitDone => self.nudge_all(which, stop),
             Event::Init | Event::InitApply(_) => {}
         }
     }
 
-    /// Nudges the keepers of all resources that exist, and of those that existed: after a lost
-    /// watch nobody tells which resources were deleted meanwhile.
-    fn nudge_all(&mut self, stop: &CancellationToken) {
-        let there = self.context.mirrors.state();
-        let there = there.iter().map(|mirror| key_of(&**mirror));
-        let all: Vec<_> = there.chain(self.nudges.keys().cloned()).collect();
-        for key in all {
+    /// Nudges the keepers of all resources that exist where this watch looks, and of those that
+    /// existed: after a lost watch nobody tells which resources were deleted meanwhile.
+    fn nudge_all(&mut self, which: usize, stop: &CancellationToken) {
+        let there = self.context.mirrors.all();
+        let there = there.map(|mirror| key_of(&*mirror));
+        let all = there.chain(self.nudges.keys().cloned());
+        let scope = self.scopes.of(which);
+        let concerned: Vec<_> = all
+            .filter(|key| scope.is_none_or(|scope| key.namespace == scope))
+            .collect();
+        for key in concerned {
             self.nudge(key, stop);
         }
     }
@@ -337,22 +337,6 @@ impl Operator {
     }
 }
 
-fn events<K>(api: Api<K>) -> impl Stream<Item = watcher::Result<Event<K>>>
-where
-    K: Resource + Clone + std::fmt::Debug + Send + serde::de::DeserializeOwned + 'static,
-{
-    let config = watcher::Config::default().timeout(WATCH_SECONDS);
-    watcher(api, config)
-        .modify(|object| {
-            // The bulk of a Secret's metadata, and of no use here.
-            object.meta_mut().managed_fields = None;
-            if let Some(annotations) = &mut object.meta_mut().annotations {
-                annotations.retain(|name, _| name.starts_with(asked::PREFIX));
-            }
-        })
-        .backoff(Backoff::away())
-}
-
 /// Who reports events: the operator, and which of its pods.
 fn reporter() -> Reporter {
     Reporter {
@@ -370,7 +354,7 @@ fn key_of<K: Resource>(object: &K) -> MirrorKey {
 }
 
 /// Logs an interrupted watch, which is reopened by itself, with what may help.
-fn tell(what: &'static str, error: &watcher::Error) {
+fn tell(what: &'static str, namespace: Option<&str>, error: &watcher::Error) {
     let status = match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status))
@@ -384,13 +368,15 @@ fn tell(what: &'static str, error: &watcher::Error) {
              (`mongomirror crd | kubectl apply -f -`)"
         }
         Some(status) if status.is_forbidden() => {
-            "the operator's service account may not list and watch them: see its ClusterRole"
+            "the operator's service account may not list and watch them: see its ClusterRole, or \
+             its Role in that namespace"
         }
         _ => "mirrors that run go on",
     };
     tracing::warn!(
         error = words::root_cause(error),
         hint,
+        namespace = namespace.unwrap_or("all"),
         "the watch of {what} was interrupted and will be opened again"
     );
 }

@@ -9,10 +9,11 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::core::PartialObjectMeta;
-use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::reflector::ObjectRef;
 use thiserror::Error;
 use tokio::sync::Semaphore;
 
+use super::watched::Seen;
 use crate::resource::MongoMirrorSpec;
 use crate::runner::translate::{SecretValues, Secrets};
 
@@ -20,7 +21,7 @@ use crate::runner::translate::{SecretValues, Secrets};
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The metadata of all Secrets that are watched.
-pub type SecretVersions = Store<PartialObjectMeta<Secret>>;
+pub type SecretVersions = Seen<PartialObjectMeta<Secret>>;
 
 /// A Secret that could not be read.
 #[derive(Debug, Error)]
@@ -39,6 +40,15 @@ pub enum SecretError {
     /// The API server did not answer in time.
     #[error("reading the Secret \"{secret}\" took longer than {} s", READ_TIMEOUT.as_secs())]
     Timeout {
+        /// The Secret's name.
+        secret: String,
+    },
+    /// Others are being read, and do not come.
+    #[error(
+        "waited {} s for other Secrets to be read before \"{secret}\"",
+        READ_TIMEOUT.as_secs()
+    )]
+    Queue {
         /// The Secret's name.
         secret: String,
     },
@@ -132,7 +142,11 @@ impl SecretReader {
         {
             return Ok(Some(known.values.clone()));
         }
-        let _turn = turns.acquire().await;
+        // A mirror that is to be paused does not wait for ever behind others whose Secrets hang.
+        let turn = tokio::time::timeout(READ_TIMEOUT, turns.acquire()).await;
+        let _turn = turn.map_err(|_| SecretError::Queue {
+            secret: name.to_owned(),
+        })?;
         let answer = tokio::time::timeout(READ_TIMEOUT, self.api.get_opt(name)).await;
         let secret = match answer {
             Err(_) => {

@@ -156,8 +156,8 @@ async fn an_api_server_takes_what_the_chart_makes_of_any_values() {
         ALL,
         "replicas: 0",
         "replicas: 2",
-        "watchNamespace: shop",
-        "{watchNamespace: shop, replicas: 2, serviceAccount: {create: false, name: default}}",
+        "watchNamespaces: [shop]",
+        "{watchNamespaces: [shop, default], replicas: 2, serviceAccount: {create: false, name: default}}",
         "crds: {install: false}",
         "rbac: {create: false, aggregate: false}",
         "service: {type: LoadBalancer, port: 80}",
@@ -284,7 +284,7 @@ podDisruptionBudget: {enabled: true}
 async fn the_release_says_how_to_begin_with_a_mirror_that_the_api_server_takes() {
     let cluster = Cluster::start(false).await;
     cluster
-        .install(RELEASE, &chart(), "watchNamespace: shop")
+        .install(RELEASE, &chart(), "watchNamespaces: [shop]")
         .await
         .unwrap();
     cluster.established().await;

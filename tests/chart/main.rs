@@ -39,7 +39,7 @@ image:
   digest: sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
   pullPolicy: Always
 imagePullSecrets: [{name: registry}]
-watchNamespace: shop
+watchNamespaces: [shop, default]
 replicas: 3
 log: {format: text, filter: 'warn,mongomirror=debug'}
 extraEnv:

@@ -39,12 +39,12 @@ async fn values_that_are_wrong_are_refused_with_what_is_wrong() {
         ),
         ("log: {format: xml}", "at '/log/format'"),
         (
-            "watchNamespace: [a, b]",
-            "at '/watchNamespace': got array, want string",
+            "watchNamespaces: shop",
+            "at '/watchNamespaces': got string, want array",
         ),
         (
-            "watchNamespace: 'a,b'",
-            "at '/watchNamespace': 'a,b' does not match",
+            "watchNamespaces: ['a,b']",
+            "at '/watchNamespaces/0': 'a,b' does not match",
         ),
         ("podLabels: {on: true}", "got boolean, want string"),
         (
@@ -77,7 +77,7 @@ async fn values_that_are_wrong_are_refused_with_what_is_wrong() {
         ),
         (
             "extraEnv: [{name: MONGOMIRROR_NAMESPACE, value: x}]",
-            "which is the chart's: use watchNamespace",
+            "which is the chart's: use watchNamespaces",
         ),
         (
             "podLabels: {app.kubernetes.io/name: other}",
@@ -92,6 +92,16 @@ async fn values_that_are_wrong_are_refused_with_what_is_wrong() {
             "{values}: {}",
             output.stderr
         );
+    }
+}
+
+/// The one version is the workspace's; the chart has to be told.
+#[test]
+fn the_chart_has_the_version_of_the_program() {
+    let file = std::fs::read_to_string(chart().join("Chart.yaml")).unwrap();
+    let chart: Value = serde_saphyr::from_str(&file).unwrap();
+    for field in ["version", "appVersion"] {
+        assert_eq!(chart[field], env!("CARGO_PKG_VERSION"), "{field}");
     }
 }
 
@@ -146,8 +156,11 @@ replicas: 2
         "Deployment the-mirror",
         "NetworkPolicy the-mirror",
         "PodDisruptionBudget the-mirror",
+        // In two namespaces.
+        "Role the-mirror",
         "Role the-mirror",
         "Role the-mirror-leader",
+        "RoleBinding the-mirror",
         "RoleBinding the-mirror",
         "RoleBinding the-mirror-leader",
         "Service the-mirror",
@@ -178,10 +191,11 @@ async fn one_operator_is_replaced_and_several_agree() {
     assert_eq!(one["spec"]["strategy"]["type"], "Recreate");
     let expected = ["operator", "--listen=0.0.0.0:8080", "--log-format=json"];
     assert_eq!(args(&one), expected);
-    let three = of("{replicas: 3, watchNamespace: shop}").await;
+    let three = of("{replicas: 3, watchNamespaces: [shop, till]}").await;
     assert_eq!(three["spec"]["strategy"]["type"], "RollingUpdate");
     let more = [
         "--namespace=shop",
+        "--namespace=till",
         "--leader-election",
         "--lease-namespace=mongomirror-system",
         "--lease-name=mongomirror",

@@ -39,7 +39,9 @@ async fn the_operator_gets_the_rules_that_its_tests_run_with_and_no_others() {
     );
     assert!(all.names().iter().all(|name| !name.starts_with("Role")));
 
-    let one = chart.objects("{watchNamespace: shop, replicas: 2}").await;
+    let one = chart
+        .objects("{watchNamespaces: [shop], replicas: 2}")
+        .await;
     assert_eq!(bound(&one, "Role", RELEASE), (&operator, &json!("shop")));
     let of_leader = bound(&one, "Role", "mongomirror-leader");
     assert_eq!(of_leader, (&leader, &json!(OWN)));
@@ -51,7 +53,8 @@ async fn the_operator_gets_the_rules_that_its_tests_run_with_and_no_others() {
 #[tokio::test]
 async fn operators_and_users_may_do_what_they_should_in_a_real_cluster() {
     let cluster = Cluster::start(true).await;
-    let values = "{watchNamespace: shop, replicas: 2}";
+    cluster.kubectl(&["create", "namespace", "till"]).await;
+    let values = "{watchNamespaces: [shop, till], replicas: 2}";
     cluster.install(RELEASE, &chart(), values).await.unwrap();
     for user in ["view", "edit", "admin"] {
         let role = format!("--clusterrole={user}");
@@ -65,6 +68,7 @@ async fn operators_and_users_may_do_what_they_should_in_a_real_cluster() {
         (&operator, "patch", "mongomirrors/status", "shop", true),
         (&operator, "update", "mongomirrors", "shop", false),
         (&operator, "get", "secrets", "shop", true),
+        (&operator, "list", "secrets", "till", true),
         (&operator, "get", "secrets", OWN, false),
         (&operator, "list", "mongomirrors", "default", false),
         (&operator, "update", "leases", OWN, true),

@@ -77,7 +77,7 @@ pub async fn an_operator_of_one_namespace_sees_no_other(stage: &Stage) {
         );
         stage.apply(&(secrets + &own)).await;
     }
-    let values = ["watchNamespace=one", "crds.install=false"];
+    let values = ["watchNamespaces={one}", "crds.install=false"];
     stage.release(&["install", RELEASE], ONE, &values).await;
     stage.wait(ONE, MIRROR, "condition=Ready").await;
     let source = stage.source.database(stage).await;

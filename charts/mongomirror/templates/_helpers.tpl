@@ -76,7 +76,7 @@ annotations:
 {{- end -}}
 {{- range .Values.extraEnv -}}
 {{- if or (hasPrefix "MONGOMIRROR_" .name) (eq .name "RUST_LOG") -}}
-{{- fail (printf "extraEnv sets %s, which is the chart's: use watchNamespace, replicas, log.filter" .name) -}}
+{{- fail (printf "extraEnv sets %s, which is the chart's: use watchNamespaces, replicas, log.filter" .name) -}}
 {{- end -}}
 {{- end -}}
 {{- range $label, $_ := include "mongomirror.selectorLabels" . | fromYaml -}}

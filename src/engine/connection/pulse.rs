@@ -10,14 +10,16 @@ use tokio_util::task::AbortOnDropHandle;
 /// Answers that are kept for a listener that does something else meanwhile.
 const KEPT: usize = 240;
 
-/// Between two questions when somebody does not want to wait.
-const LEAST: Duration = Duration::from_millis(50);
+/// Who begins to listen waits for so much of the time between two questions at most: every answer
+/// wakes all who listen, so of a thousand that begin not each can have one of its own.
+const LEAST: f64 = 0.5;
 
 /// A question that is asked as long as somebody listens.
 pub struct Pulse<T>(Mutex<Weak<Asking<T>>>);
 
 struct Asking<T> {
-    answers: broadcast::Sender<T>,
+    /// The task has the other end.
+    answers: broadcast::WeakSender<T>,
     wanted: Arc<Notify>,
     _task: AbortOnDropHandle<()>,
 }
@@ -36,7 +38,7 @@ impl<T> Default for Pulse<T> {
 }
 
 impl<T: Clone + Send + 'static> Pulse<T> {
-    /// Listens from now on. The question is asked at once, for all who begin about now, and then
+    /// Listens from now on. The question is asked soon, for all who begin about now, and then
     /// `every` so often; the first listener's question is everybody's.
     pub fn listen<Answer>(
         &self,
@@ -47,21 +49,21 @@ impl<T: Clone + Send + 'static> Pulse<T> {
         Answer: Future<Output = T> + Send + 'static,
     {
         let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(asking) = current.upgrade() {
-            let answers = asking.answers.subscribe();
+        if let Some(asking) = current.upgrade()
+            && let Some(answers) = asking.answers.upgrade()
+        {
             asking.wanted.notify_one();
             return Listener {
-                answers,
+                answers: answers.subscribe(),
                 _asking: asking,
             };
         }
         let (sender, answers) = broadcast::channel(KEPT);
         let wanted = Arc::new(Notify::new());
-        let task = tokio::spawn(ask(every, wanted.clone(), sender.clone(), question));
         let asking = Arc::new(Asking {
-            answers: sender,
-            wanted,
-            _task: AbortOnDropHandle::new(task),
+            answers: sender.downgrade(),
+            wanted: wanted.clone(),
+            _task: AbortOnDropHandle::new(tokio::spawn(ask(every, wanted, sender, question))),
         });
         *current = Arc::downgrade(&asking);
         Listener {
@@ -83,7 +85,9 @@ async fn ask<T, Answer: Future<Output = T>>(
         let _ = answers.send(question().await);
         tokio::select! {
             () = tokio::time::sleep_until(asked + every) => {}
-            () = wanted.notified() => tokio::time::sleep_until(asked + LEAST).await,
+            () = wanted.notified() => {
+                tokio::time::sleep_until(asked + every.mul_f64(LEAST)).await;
+            }
         }
     }
 }
@@ -96,7 +100,7 @@ impl<T: Clone> Listener<T> {
             match self.answers.recv().await {
                 Ok(answer) => return answer,
                 Err(broadcast::error::RecvError::Lagged(_)) => {}
-                // Its task is gone although we hold it: the process ends.
+                // Its task panicked: the lag is unknown soon, and whoever comes next asks anew.
                 Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
             }
         }
@@ -138,11 +142,26 @@ mod tests {
         let (pulse, count) = (Pulse::default(), Arc::default());
         let mut first = counted(&pulse, &count);
         first.next().await;
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        tokio::time::sleep(Duration::from_millis(600)).await;
         let came = Instant::now();
         let mut second = counted(&pulse, &count);
         assert_eq!(second.next().await, 1);
-        assert!(came.elapsed() <= LEAST);
+        assert_eq!(came.elapsed(), Duration::ZERO);
+        let mut third = counted(&pulse, &count);
+        assert_eq!(third.next().await, 2);
+        assert_eq!(came.elapsed(), Duration::from_millis(500));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_after_a_panic_is_answered() {
+        let pulse = Pulse::default();
+        let every = Duration::from_secs(1);
+        let first: Listener<usize> =
+            pulse.listen(every, || async { panic!("as part of the test") });
+        tokio::time::sleep(every).await;
+        let mut second = pulse.listen(every, || async { 7 });
+        assert_eq!(second.next().await, 7);
+        drop(first);
     }
 
     #[tokio::test(start_paused = true)]

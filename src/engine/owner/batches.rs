@@ -1,6 +1,6 @@
 //! From replies of the stream to batches for the writer, and back from it.
 
-use super::{EIGHTHS, IDLE_CHECKPOINT, InFlight, Owner, Pause, malformed};
+use super::{EIGHTHS, IDLE_CHECKPOINT, InFlight, Owner, Pause, malformed, whole};
 use crate::engine::apply::entity::CollectionIndex;
 use crate::engine::apply::merge::{Form, Home};
 use crate::engine::apply::writer::{Named, Names, Part, Prepared, Written};
@@ -347,7 +347,7 @@ impl Owner<'_> {
     pub(super) fn reached(&mut self, position: Position, durable: bool, is_torn: bool) {
         self.is_torn = is_torn;
         self.ahead = self.ahead.at(position.time);
-        self.monitor.reached(position.time);
+        self.monitor.reached(whole(position.time, is_torn));
         self.progress.position = Some(position.time);
         if durable {
             self.committed = position;

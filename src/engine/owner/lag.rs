@@ -44,8 +44,9 @@ struct Behind {
     waiting: VecDeque<Sample>,
     reached: Option<ClusterTime>,
     newest: Option<Sample>,
-    /// Samples younger than this may have been reached without our knowing.
-    patience: Duration,
+    /// Samples since this moment that are younger than this may have been reached without our
+    /// knowing.
+    patience: Option<(Instant, Duration)>,
     /// All samples were reached once: from then on the seconds of the cluster times, which jump
     /// by ten on an idle source, say less than the samples' waits.
     was_level: bool,
@@ -54,8 +55,10 @@ struct Behind {
 impl Monitor {
     /// Begins to listen to both sides, for a mirror that has reached this time.
     pub fn new(connections: &Connections, reached: ClusterTime) -> Self {
-        let mut behind = Behind::default();
-        behind.reached(reached);
+        let behind = Behind {
+            reached: Some(reached),
+            ..Behind::default()
+        };
         Self {
             times: connections.source.times(),
             target: connections.target.answers(),
@@ -85,7 +88,7 @@ impl Monitor {
 
     /// From now on the stream tells of the absence of events so much later than it could.
     pub fn bear_with(&mut self, patience: Duration) {
-        self.behind.patience = patience;
+        self.behind.bear_with(patience, Instant::now());
     }
 
     /// How far behind; `None` before the first sample or when the newest is old.
@@ -102,6 +105,24 @@ impl Monitor {
 impl Behind {
     /// A measurement older than this says nothing any more.
     const STALE: Duration = Duration::from_secs(15);
+
+    fn bear_with(&mut self, patience: Duration, now: Instant) {
+        if let Some((since, before)) = self.patience {
+            if before == patience {
+                return;
+            }
+            // What did not count until now has not waited.
+            for sample in self.waiting.iter_mut().filter(|it| it.at >= since) {
+                sample.at = now.min(sample.at + before);
+            }
+        }
+        self.patience = (patience > Duration::ZERO).then_some((now, patience));
+    }
+
+    fn patience_with(&self, sample: &Sample) -> Duration {
+        let patience = self.patience.filter(|(since, _)| sample.at >= *since);
+        patience.map_or(Duration::ZERO, |(_, patience)| patience)
+    }
 
     fn note(&mut self, sample: Sample) {
         self.newest = Some(sample);
@@ -134,7 +155,9 @@ impl Behind {
         let Some(oldest) = self.waiting.front() else {
             return Some(Duration::ZERO);
         };
-        let waited = now.duration_since(oldest.at).saturating_sub(self.patience);
+        let waited = now
+            .duration_since(oldest.at)
+            .saturating_sub(self.patience_with(oldest));
         // After a pause the first sample is young, but the position is old.
         let by_clock = self
             .reached
@@ -190,10 +213,8 @@ mod tests {
     #[test]
     fn what_a_quiet_stream_would_have_told_does_not_count() {
         let start = Instant::now();
-        let mut behind = Behind {
-            patience: Duration::from_secs(1),
-            ..Behind::default()
-        };
+        let mut behind = Behind::default();
+        behind.bear_with(Duration::from_secs(1), start);
         behind.reached(time(10));
         behind.note(Sample {
             time: time(10),
@@ -206,8 +227,33 @@ mod tests {
         let lag = |behind: &Behind, millis| behind.lag(start + Duration::from_millis(millis));
         assert_eq!(lag(&behind, 900), Some(Duration::ZERO));
         assert_eq!(lag(&behind, 1500), Some(Duration::from_millis(500)));
+        behind.bear_with(Duration::ZERO, start + Duration::from_millis(900));
+        assert_eq!(lag(&behind, 900), Some(Duration::ZERO));
+        assert_eq!(lag(&behind, 910), Some(Duration::from_millis(10)));
         behind.reached(time(11));
         assert_eq!(lag(&behind, 1500), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn what_waited_before_a_stream_became_quiet_goes_on_to_count() {
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let mut behind = Behind::default();
+        behind.reached(time(10));
+        behind.note(Sample {
+            time: time(11),
+            at: start,
+        });
+        for turn in 1..=10 {
+            behind.bear_with(Duration::from_secs(1), after(4 * turn));
+            behind.bear_with(Duration::ZERO, after(4 * turn + 2));
+        }
+        assert_eq!(behind.lag(after(42)), None, "nothing was measured for long");
+        behind.note(Sample {
+            time: time(12),
+            at: after(42),
+        });
+        assert_eq!(behind.lag(after(42)), Some(Duration::from_secs(42)));
     }
 
     #[test]

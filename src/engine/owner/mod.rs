@@ -1,7 +1,7 @@
 //! The one task that owns a running mirror: what it knows, and what happens next.
 //!
-//! Other tasks are thin: the stream reader, the writer, the copy lanes and the monitor do as they
-//! are told and report. All decisions are here and in the pure parts it calls, so there are no
+//! Other tasks are thin: the stream reader, the writer and the copy lanes do as they are told and
+//! report. All decisions are here and in the pure parts it calls, so there are no
 //! locks and no orders of events to think about but one.
 
 pub mod asking;
@@ -37,7 +37,7 @@ use super::copy::pace::Pace;
 use super::error::{Error, Result, Side};
 use super::headroom::History;
 use super::plan::Planned;
-use super::position::{Ahead, Position};
+use super::position::{Ahead, ClusterTime, Position};
 use super::progress::{ApplyForm, Progress, VerificationResult, VerificationRun};
 use super::quarantine::Quarantine;
 use super::request::{Refusal, Request};
@@ -164,7 +164,7 @@ pub struct Owner<'a> {
     again: HashMap<CollectionIndex, Again>,
 
     monitor: Monitor,
-    /// Nothing waits for the source's time to go on.
+    /// Nobody waits for the source's time to go on.
     may_be_quiet: watch::Sender<bool>,
     /// What was left of the oplog, counted from `started`.
     headroom: History,
@@ -293,7 +293,7 @@ impl<'a> Owner<'a> {
             publish,
             position: plan.position.clone(),
             committed: plan.position.clone(),
-            monitor: Monitor::new(connections, plan.position.time),
+            monitor: Monitor::new(connections, whole(plan.position.time, plan.in_command)),
             published: now,
             logged: (now, progress.clone()),
             progress,
@@ -576,6 +576,16 @@ impl<'a> Owner<'a> {
 
     fn share(&self, eighths: usize) -> usize {
         self.config.limits.memory_bytes / 8 * eighths
+    }
+}
+
+/// Up to when the target holds everything, at this position: within a transaction not all of its
+/// own time.
+fn whole(position: ClusterTime, is_torn: bool) -> ClusterTime {
+    if is_torn {
+        position.just_before()
+    } else {
+        position
     }
 }
 

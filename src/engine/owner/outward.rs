@@ -119,7 +119,9 @@ impl Owner<'_> {
         } else {
             Phase::CatchingUp
         };
-        self.may_be_quiet.send_replace(phase == Phase::Mirroring);
+        let is_waiting = self.open.is_some() || !self.verifications.is_empty();
+        self.may_be_quiet
+            .send_replace(phase == Phase::Mirroring && !is_waiting);
         let is_between = !self.is_torn && !self.plan.in_command;
         let is_exact = self.is_consistent() && is_between && self.quarantine.is_empty();
         self.progress.consistent_at = self.progress.position.filter(|_| is_exact);

@@ -32,6 +32,8 @@ pub struct Request {
     pub uri: String,
     /// The status code of the answer.
     pub code: u64,
+    /// From when until when it was under way: times of RFC 3339 with microseconds, which sort.
+    pub under_way: [String; 2],
 }
 
 /// The files that the API server reads and writes.
@@ -88,6 +90,10 @@ fn request(event: &Value) -> Request {
         name: text(&object["name"]),
         uri: text(&event["requestURI"]),
         code: event["responseStatus"]["code"].as_u64().unwrap_or(0),
+        under_way: [
+            text(&event["requestReceivedTimestamp"]),
+            text(&event["stageTimestamp"]),
+        ],
     }
 }
 
