@@ -24,6 +24,16 @@ async fn servers() -> (ReplicaSet, Client) {
     (set, client)
 }
 
+/// Mirrors of databases with a few documents, each live before the next.
+async fn live(cluster: &Cluster, set: &ReplicaSet, client: &Client, names: &[&str]) {
+    cluster.apply(&secret("mongo", &set.uri())).await;
+    for name in names {
+        fill(&client.database(name), "orders", 0, 20).await;
+        cluster.apply(&mirror(name, "mongo", name, "")).await;
+        cluster.wait(name, ".status.phase", "Mirroring").await;
+    }
+}
+
 /// What somebody who has no business there says.
 const NONSENSE: &str = r#"{"status": {
     "observedGeneration": 99, "phase": "Failed", "enabled": false, "connected": false, "lag": "9d",
@@ -84,12 +94,7 @@ async fn what_others_write_into_a_status_is_overwritten_soon_and_without_a_war()
     let (set, client) = servers().await;
     let mut cluster = Cluster::audited(None).await;
     cluster.start_operator();
-    cluster.apply(&secret("mongo", &set.uri())).await;
-    for name in ["live", "paused"] {
-        fill(&client.database(name), "orders", 0, 20).await;
-        cluster.apply(&mirror(name, "mongo", name, "")).await;
-        cluster.wait(name, ".status.phase", "Mirroring").await;
-    }
+    live(&cluster, &set, &client, &["live", "paused"]).await;
     let verified = r#".status.conditions[?(@.type=="Verified")].reason"#;
     cluster.wait("live", verified, "Equal").await;
     cluster
@@ -320,22 +325,16 @@ async fn an_operator_that_ends_says_so_in_every_status() {
     let (set, client) = servers().await;
     let mut cluster = Cluster::without_operator().await;
     cluster.start_operator();
-    cluster.apply(&secret("mongo", &set.uri())).await;
-    for name in ["one", "two"] {
-        fill(&client.database(name), "orders", 0, 20).await;
-        cluster.apply(&mirror(name, "mongo", name, "")).await;
-        cluster.wait(name, ".status.phase", "Mirroring").await;
-    }
+    live(&cluster, &set, &client, &["one", "two"]).await;
     let log = cluster.stop_operator().await;
     assert!(!log.contains("could not be written"), "{log}");
-    let ready = r#".status.conditions[?(@.type=="Ready")].reason"#;
     for name in ["one", "two"] {
-        let reason = cluster.field(name, ready).await;
+        let reason = cluster.field(name, REASON).await;
         assert_eq!(reason, "OperatorStopped", "{name}; {log}");
     }
     cluster.start_operator();
     for name in ["one", "two"] {
-        cluster.wait(name, ready, "Mirroring").await;
+        cluster.wait(name, REASON, "Mirroring").await;
     }
 }
 
@@ -363,8 +362,8 @@ async fn many_mirrors_that_start_at_once_take_turns_at_the_api_server() {
     cluster.apply(&manifest).await;
     cluster.start_operator();
     let told = async |cluster: &Cluster, reason: &str| {
-        let path = r#"jsonpath={range .items[*]}{.status.conditions[?(@.type=="Ready")].reason}{"\n"}{end}"#;
-        let all = cluster.kubectl(&["get", "mongomirrors", "-o", path]).await;
+        let path = format!("jsonpath={{range .items[*]}}{{{REASON}}}{{\"\\n\"}}{{end}}");
+        let all = cluster.kubectl(&["get", "mongomirrors", "-o", &path]).await;
         all.lines().filter(|line| *line == reason).count()
     };
     eventually("all are told of", async || {

@@ -81,7 +81,7 @@ pub struct Context {
     /// Whether the API server takes what is written.
     pub outage: Outage,
     /// Of all keepers, so many read Secrets at once.
-    pub reads: Semaphore,
+    pub reads: Arc<Semaphore>,
     /// And so many write.
     pub writes: Arc<Semaphore>,
 }
@@ -160,6 +160,7 @@ impl Keeper {
             context.client.clone(),
             &key.namespace,
             context.secrets.clone(),
+            context.reads.clone(),
         );
         Self {
             slot: Slot::new(key, context.registry.clone(), context.clients.clone()),
@@ -283,11 +284,7 @@ impl Keeper {
         let Ok(mirror) = &object.0 else {
             return Ok(Dereferenced::Unreadable(identity));
         };
-        let secrets = match self
-            .secrets
-            .read(secrets::names(&mirror.spec), &self.context.reads)
-            .await
-        {
+        let secrets = match self.secrets.read(secrets::names(&mirror.spec)).await {
             Ok(secrets) => Ok(secrets),
             // Without them only the source's oplog cannot be watched.
             Err(_) if !mirror.spec.enabled => Ok(Default::default()),

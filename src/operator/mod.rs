@@ -137,9 +137,14 @@ pub async fn run(
     let client =
         Client::try_from(config).map_err(|error| OperatorError::Client(Box::new(error)))?;
     let work = async |term: CancellationToken| {
-        Operator::new(client.clone(), registry.clone(), stop.clone(), scopes)
-            .run(scopes, &readiness, term)
-            .await;
+        Operator::new(
+            client.clone(),
+            registry.clone(),
+            stop.clone(),
+            scopes.clone(),
+        )
+        .run(&readiness, term)
+        .await;
     };
     let Some(election) = options.election else {
         work(stop.clone()).await;
@@ -169,12 +174,12 @@ impl Operator {
         client: Client,
         registry: Registry,
         shutdown: CancellationToken,
-        scopes: &Scopes,
+        scopes: Scopes,
     ) -> Self {
-        let (mirrors_seen, mirrors) = Watched::new(scopes);
-        let (secrets_seen, secrets) = Watched::new(scopes);
+        let (mirrors_seen, mirrors) = Watched::new(&scopes);
+        let (secrets_seen, secrets) = Watched::new(&scopes);
         Self {
-            scopes: scopes.clone(),
+            scopes,
             context: Arc::new(Context {
                 recorder: Recorder::new(client.clone(), reporter()),
                 client,
@@ -185,7 +190,7 @@ impl Operator {
                 secrets: secrets_seen,
                 ends: Ends::default(),
                 outage: Outage::default(),
-                reads: Semaphore::new(AT_ONCE),
+                reads: Arc::new(Semaphore::new(AT_ONCE)),
                 writes: Arc::new(Semaphore::new(AT_ONCE)),
             }),
             mirrors,
@@ -195,15 +200,10 @@ impl Operator {
         }
     }
 
-    async fn run(
-        mut self,
-        scopes: &Scopes,
-        readiness: &watch::Sender<Readiness>,
-        stop: CancellationToken,
-    ) {
+    async fn run(mut self, readiness: &watch::Sender<Readiness>, stop: CancellationToken) {
         let client = self.context.client.clone();
-        let mut mirrors = pin!(scopes.watch(&client));
-        let mut secrets = pin!(scopes.watch(&client));
+        let mut mirrors = pin!(self.scopes.watch(&client));
+        let mut secrets = pin!(self.scopes.watch(&client));
         loop {
             tokio::select! {
                 // Whoever has lost the Lease must not say that it is ready any more.
@@ -211,11 +211,11 @@ impl Operator {
                 () = stop.cancelled() => break,
                 Some((which, event)) = mirrors.next() => match event {
                     Ok(event) => self.mirror_event(which, event, &stop),
-                    Err(error) => tell("MongoMirrors", scopes.of(which), &error),
+                    Err(error) => tell("MongoMirrors", self.scopes.of(which), &error),
                 },
                 Some((which, event)) = secrets.next() => match event {
                     Ok(event) => self.secret_event(which, event, &stop),
-                    Err(error) => tell("Secrets", scopes.of(which), &error),
+                    Err(error) => tell("Secrets", self.scopes.of(which), &error),
                 },
                 Some(ended) = self.keepers.join_next() => self.keeper_ended(ended, &stop),
             }

@@ -4,6 +4,7 @@
 //! through this process because one mirror runs in it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
@@ -94,6 +95,7 @@ pub struct SecretReader {
     api: Api<Secret>,
     namespace: String,
     versions: SecretVersions,
+    turns: Arc<Semaphore>,
     known: BTreeMap<String, Known>,
 }
 
@@ -103,12 +105,18 @@ struct Known {
 }
 
 impl SecretReader {
-    /// For mirrors of one namespace.
-    pub fn new(client: kube::Client, namespace: &str, versions: SecretVersions) -> Self {
+    /// For mirrors of one namespace. All readers share their turns.
+    pub fn new(
+        client: kube::Client,
+        namespace: &str,
+        versions: SecretVersions,
+        turns: Arc<Semaphore>,
+    ) -> Self {
         Self {
             api: Api::namespaced(client, namespace),
             namespace: namespace.to_owned(),
             versions,
+            turns,
             known: BTreeMap::new(),
         }
     }
@@ -118,32 +126,24 @@ impl SecretReader {
     ///
     /// # Errors
     /// If one of them cannot be read; one that does not exist is `None`.
-    pub async fn read(
-        &mut self,
-        names: BTreeSet<&str>,
-        turns: &Semaphore,
-    ) -> Result<Secrets, SecretError> {
+    pub async fn read(&mut self, names: BTreeSet<&str>) -> Result<Secrets, SecretError> {
         // What is no longer referred to is forgotten: it holds credentials.
         self.known.retain(|name, _| names.contains(name.as_str()));
         let mut secrets = Secrets::new();
         for name in names {
-            secrets.insert(name.to_owned(), self.read_one(name, turns).await?);
+            secrets.insert(name.to_owned(), self.read_one(name).await?);
         }
         Ok(secrets)
     }
 
-    async fn read_one(
-        &mut self,
-        name: &str,
-        turns: &Semaphore,
-    ) -> Result<Option<SecretValues>, SecretError> {
+    async fn read_one(&mut self, name: &str) -> Result<Option<SecretValues>, SecretError> {
         if let Some(known) = self.known.get(name)
             && self.watched_version(name).as_ref() == Some(&known.version)
         {
             return Ok(Some(known.values.clone()));
         }
         // A mirror that is to be paused does not wait for ever behind others whose Secrets hang.
-        let turn = tokio::time::timeout(READ_TIMEOUT, turns.acquire()).await;
+        let turn = tokio::time::timeout(READ_TIMEOUT, self.turns.acquire()).await;
         let _turn = turn.map_err(|_| SecretError::Queue {
             secret: name.to_owned(),
         })?;

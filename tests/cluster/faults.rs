@@ -6,9 +6,9 @@ use bson::{Document, doc};
 use mongodb::{Client, Database};
 
 use crate::common::workload::Workload;
-use crate::common::{eventually, fresh_seed};
+use crate::common::{eventually, fresh_seed, run};
 use crate::install::MIRROR;
-use crate::mongo::{DATABASE, become_equal, follows, run};
+use crate::mongo::{DATABASE, become_equal, follows};
 use crate::stage::{OWN, SHOP, Stage};
 
 const WRITERS: u64 = 4;

@@ -6,7 +6,7 @@ use bson::{Document, doc};
 use mongodb::options::ClientOptions;
 use mongodb::{Client, Database};
 
-use crate::common::{eventually, hashes};
+use crate::common::{eventually, hashes, run};
 use crate::stage::{SHOP, Stage};
 
 pub const DATABASE: &str = "orders";
@@ -208,11 +208,6 @@ spec:
 /// Recognisable, so that it can be looked for.
 fn password(user: &str) -> String {
     format!("canary-{user}")
-}
-
-pub async fn run(db: &Database, command: Document) -> Document {
-    let ran = db.run_command(command.clone()).await;
-    ran.unwrap_or_else(|error| panic!("{command}: {error}"))
 }
 
 /// A document that is written now is on the target soon.

@@ -220,6 +220,11 @@ impl Server {
     pub(crate) fn log_tail(&self) -> String {
         log_tail(&self.recipe.log)
     }
+
+    /// The same under its name, for those who show several.
+    pub(crate) fn named_log_tail(&self) -> String {
+        format!("--- {}\n{}", self.recipe.name, self.log_tail())
+    }
 }
 
 impl Drop for Server {

@@ -1,14 +1,15 @@
 //! Nothing is left behind, whichever way a test ends.
 
+mod common;
+
 use std::{
-    fs,
-    io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Child,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
+use common::{children_of, folders_of, nothing_is_left, status};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -17,41 +18,9 @@ use testbed::{ReplicaSet, Standalone};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !done() {
-        assert!(begun.elapsed() < PATIENCE, "{what}");
-        thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// The fields of a process's status after its name: state, parent, …
-fn status(pid: u32) -> Option<Vec<String>> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, fields) = text.rsplit_once(") ")?;
-    Some(fields.split(' ').map(Into::into).collect())
-}
-
 /// Whether a process runs. A dead one may stay listed until its parent has looked at it.
 fn runs(pid: u32) -> bool {
     status(pid).is_some_and(|status| status[0] != "Z" && status[0] != "X")
-}
-
-fn children_of(parent: u32) -> Vec<u32> {
-    let processes = fs::read_dir("/proc").unwrap().flatten();
-    processes
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|pid| status(*pid).is_some_and(|status| status[1] == parent.to_string()))
-        .collect()
-}
-
-fn folders_of(process: u32) -> Vec<PathBuf> {
-    let prefix = format!("mongomirror-testbed-{process}-");
-    let entries = fs::read_dir(std::env::temp_dir()).unwrap().flatten();
-    entries
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
-        .map(|entry| entry.path())
-        .collect()
 }
 
 fn folder_of(log: &Path) -> PathBuf {
@@ -92,14 +61,7 @@ async fn servers_outlive_the_thread_that_started_them() {
 
 /// `testbed mongod` as somebody runs it, with its server up.
 fn running_command() -> (Child, Vec<u32>) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_testbed"))
-        .args(["mongod", "--standalone"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut uri = String::new();
-    let output = command.stdout.as_mut().unwrap();
-    BufReader::new(output).read_line(&mut uri).unwrap();
+    let (command, uri) = common::testbed(&["mongod", "--standalone"]);
     assert!(uri.starts_with("mongodb://127.0.0.1:"), "{uri}");
     let children = children_of(command.id());
     // The server, and the watchdog over the folder.
@@ -109,10 +71,14 @@ fn running_command() -> (Child, Vec<u32>) {
 }
 
 fn assert_nothing_is_left(process: u32, children: &[u32]) {
-    wait_until("processes were left", || {
-        children.iter().all(|pid| !runs(*pid))
+    nothing_is_left(PATIENCE, || {
+        let is_left = children.iter().any(|pid| runs(*pid));
+        is_left.then(|| "processes were left".to_owned())
     });
-    wait_until("a folder was left", || folders_of(process).is_empty());
+    nothing_is_left(PATIENCE, || {
+        let is_left = !folders_of(process).is_empty();
+        is_left.then(|| "a folder was left".to_owned())
+    });
 }
 
 #[test]

@@ -1,15 +1,16 @@
 //! A node runs pods, and nothing of it is left, whichever way it ends. Needs root.
 
+mod common;
+
 use std::{
     collections::BTreeSet,
     fs,
-    io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    thread,
-    time::{Duration, Instant},
+    process::{Child, Command},
+    time::Duration,
 };
 
+use common::{children_of, entries_of, folders_of, nothing_is_left};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -35,28 +36,13 @@ fn namespaces() -> BTreeSet<PathBuf> {
         .collect()
 }
 
-/// The mount namespace that a process made for its first child.
+/// The mount namespace that a process made for its first grandchild.
 fn namespace_below(parent: u32) -> Option<PathBuf> {
-    let child = |parent: u32| {
-        let list = format!("/proc/{parent}/task/{parent}/children");
-        let children = fs::read_to_string(list).unwrap_or_default();
-        let children = children.split_whitespace().map(|it| it.parse().unwrap());
-        children.collect::<Vec<u32>>()
-    };
     let of = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
-    let threads = fs::read_dir(format!("/proc/{parent}/task"))
-        .unwrap()
-        .flatten();
     let own = of(parent);
-    threads
-        .flat_map(|thread| fs::read_to_string(thread.path().join("children")))
-        .flat_map(|all| {
-            all.split_whitespace()
-                .map(str::to_owned)
-                .collect::<Vec<_>>()
-        })
-        .flat_map(|pid| child(pid.parse().unwrap()))
-        .find_map(|pid| of(pid).filter(|it| Some(it) != own.as_ref()))
+    let below = children_of(parent).into_iter().flat_map(children_of);
+    let mut namespaces = below.filter_map(of);
+    namespaces.find(|it| Some(it) != own.as_ref())
 }
 
 fn kubectl(program: &Path, kubeconfig: &str, arguments: &[&str]) -> String {
@@ -75,15 +61,8 @@ impl Running {
             return None;
         }
         let program = Program::Kubectl.fetch().await.unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_testbed"))
-            .arg("cluster")
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut kubeconfig = String::new();
-        let output = command.stdout.as_mut().unwrap();
-        BufReader::new(output).read_line(&mut kubeconfig).unwrap();
-        let kubectl = |arguments: &[&str]| kubectl(&program, kubeconfig.trim(), arguments);
+        let (command, kubeconfig) = common::testbed(&["cluster"]);
+        let kubectl = |arguments: &[&str]| kubectl(&program, &kubeconfig, arguments);
         let image = "--image=testbed.local/mongod:test";
         let never = "--image-pull-policy=Never";
         let arguments = ["--dbpath=/tmp", "--bind_ip_all"];
@@ -111,42 +90,22 @@ impl Running {
     }
 
     fn cgroups(&self) -> Vec<PathBuf> {
-        let prefix = format!("mongomirror-testbed-{}-", self.command.id());
-        let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten();
         let root = Path::new("/sys/fs/cgroup");
-        let hierarchies = entries(root).map(|entry| entry.path());
+        let hierarchies = fs::read_dir(root).into_iter().flatten().flatten();
+        let hierarchies = hierarchies.map(|entry| entry.path());
         hierarchies
             .chain([root.to_owned()])
-            .flat_map(|hierarchy| entries(&hierarchy))
-            .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
-            .map(|entry| entry.path())
+            .flat_map(|hierarchy| entries_of(self.command.id(), hierarchy))
             .collect()
-    }
-
-    fn folders(&self) -> usize {
-        let prefix = format!("mongomirror-testbed-{}-", self.command.id());
-        let entries = fs::read_dir(std::env::temp_dir()).unwrap().flatten();
-        let names = entries.map(|entry| entry.file_name());
-        names
-            .filter(|name| name.to_string_lossy().starts_with(&prefix))
-            .count()
     }
 
     fn has_left(&self) -> Option<String> {
         let runs = namespaces().contains(&self.namespace);
         let cgroups = self.cgroups();
-        let folders = self.folders();
+        let folders = folders_of(self.command.id());
         let is_connected = self.interface.exists();
-        let is_clean = !runs && cgroups.is_empty() && folders == 0 && !is_connected;
-        (!is_clean).then(|| format!("{runs} {cgroups:?} {folders} {is_connected}"))
-    }
-
-    fn leaves_nothing(&self) {
-        let begun = Instant::now();
-        while let Some(left) = self.has_left() {
-            assert!(begun.elapsed() < PATIENCE, "{left}");
-            thread::sleep(Duration::from_millis(50));
-        }
+        let is_clean = !runs && cgroups.is_empty() && folders.is_empty() && !is_connected;
+        (!is_clean).then(|| format!("{runs} {cgroups:?} {folders:?} {is_connected}"))
     }
 }
 
@@ -158,6 +117,6 @@ async fn a_node_runs_a_pod_and_leaves_nothing_when_it_is_stopped_or_killed() {
         };
         kill(Pid::from_raw(running.command.id() as i32), signal).unwrap();
         running.command.wait().unwrap();
-        running.leaves_nothing();
+        nothing_is_left(PATIENCE, || running.has_left());
     }
 }

@@ -171,7 +171,7 @@ impl Servers {
         [&self.etcd, &self.api_server]
             .into_iter()
             .chain(&self.controller_manager)
-            .map(|server| format!("--- {}\n{}", server.name(), server.log_tail()))
+            .map(Server::named_log_tail)
             .collect()
     }
 }

@@ -423,5 +423,5 @@ fn random_key() -> Result<String> {
     File::open(Path::new("/dev/urandom"))
         .and_then(|mut random| random.read_exact(&mut bytes))
         .context(|| "read random bytes".into())?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(crate::tools::hex(&bytes))
 }

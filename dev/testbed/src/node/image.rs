@@ -15,7 +15,10 @@ use sha2::{Digest, Sha256};
 use super::tar::Archive;
 use crate::{
     error::{Context, Error, Result},
-    tools::mongod::{Mongod, Version},
+    tools::{
+        hex,
+        mongod::{Mongod, Version},
+    },
 };
 
 /// Where an image has the libraries of its program, found by `LD_LIBRARY_PATH`.
@@ -216,10 +219,6 @@ fn blob(hash: &str) -> String {
 
 fn sha256(text: &str) -> String {
     hex(&Sha256::digest(text))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What a program is linked against, by the paths in the image: libraries under the names by

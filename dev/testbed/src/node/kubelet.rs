@@ -92,7 +92,7 @@ impl Kubelet {
     }
 
     pub(super) fn log_tail(&self) -> String {
-        super::log_tails(&self.servers)
+        self.servers.iter().map(Server::named_log_tail).collect()
     }
 }
 

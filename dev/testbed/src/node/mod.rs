@@ -28,7 +28,6 @@ use self::{kubelet::Kubelet, names::Names, network::Network, runtime::Runtime, s
 use crate::{
     control_plane::ControlPlane,
     error::{Context, Result},
-    process::Server,
     scratch,
     tools::blocking,
 };
@@ -129,15 +128,7 @@ impl Cluster {
 
     /// The ends of the logs of all servers.
     pub fn log_tail(&self) -> String {
-        let node = [self.runtime.server()].map(one_tail).concat();
-        self.plane.log_tail() + &node + &self.kubelet.log_tail()
+        let runtime = self.runtime.server().named_log_tail();
+        self.plane.log_tail() + &runtime + &self.kubelet.log_tail()
     }
-}
-
-fn one_tail(server: &Server) -> String {
-    format!("--- {}\n{}", server.name(), server.log_tail())
-}
-
-fn log_tails(servers: &[Server]) -> String {
-    servers.iter().map(one_tail).collect()
 }

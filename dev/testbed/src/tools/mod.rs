@@ -37,3 +37,8 @@ pub(crate) async fn blocking<T: Send + 'static>(
         },
     }
 }
+
+/// Bytes as people compare them.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -320,10 +320,7 @@ fn python() -> Result<PathBuf> {
 
 fn check(wheel: &Wheel, file: &Path) -> Result<()> {
     let bytes = fs::read(file).context(|| format!("read {}", file.display()))?;
-    let actual: String = Sha256::digest(&bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let actual = super::hex(&Sha256::digest(&bytes));
     if actual == wheel.sha256 {
         return Ok(());
     }
