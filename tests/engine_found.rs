@@ -296,3 +296,33 @@ async fn a_collection_that_a_stranger_drops_while_nobody_mirrors_is_copied_again
     common::assert_equal(&shop, &copy).await;
     mirror.stop().await;
 }
+
+/// The stream begins at the time of the last write before the copy, and shows that write once more,
+/// here when the copy is long complete.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_write_before_the_copy_is_not_applied_to_it() {
+    let (set, copy) = (
+        ReplicaSet::builder().start().await.unwrap(),
+        ReplicaSet::builder().start().await.unwrap(),
+    );
+    let (client, copy_client) = (set.client().await.unwrap(), copy.client().await.unwrap());
+    let (source, target) = (client.database("shop"), copy_client.database("shop_backup"));
+    fill(&source, "orders", 0, 10).await;
+    let stream = "shop.$cmd.aggregate";
+    slow(&client, doc! {"skip": 0}, &["aggregate"], stream).await;
+    let mirror = MirrorHandle::start(config(&set.uri(), &copy.uri(), "shop"));
+    let live = mirroring(&mirror).await;
+    assert_eq!(
+        (
+            live.initial_sync.unwrap().documents_copied,
+            live.totals.events_read
+        ),
+        (10, 0)
+    );
+    slow(&client, doc! {}, &[], "").await;
+    fill(&source, "orders", 10, 1).await;
+    let progress = caught_up(&mirror, &client).await;
+    assert_eq!((progress.totals.inserts, progress.totals.repaired), (1, 0));
+    assert_equal(&source, &target).await;
+    mirror.stop().await;
+}

@@ -132,6 +132,26 @@ pub struct Position {
     pub start: StartPoint,
 }
 
+impl Position {
+    /// Whether an event of this time tells what the target has already: a stream that begins at a
+    /// time shows that time's events once more.
+    pub fn holds(&self, time: ClusterTime) -> bool {
+        matches!(self.start, StartPoint::At(begin) if time <= begin)
+    }
+
+    /// The stream was read up to here. Within the time at which it begins the position stays, so
+    /// that the rest of that time's events is known for what it is, by a later process too.
+    pub fn advance(&mut self, time: ClusterTime, token: ResumeToken) {
+        let time = time.max(self.time);
+        if !self.holds(time) {
+            *self = Self {
+                time,
+                start: StartPoint::After(token),
+            };
+        }
+    }
+}
+
 /// When something was read that was read in pieces: the first at `from`, the last at `to`.
 ///
 /// Changes up to `from` are in all of it, changes behind `to` in none of it.
@@ -217,6 +237,31 @@ mod tests {
                 increment: 5
             })
         );
+    }
+
+    #[test]
+    fn what_the_first_time_shows_once_more_moves_nothing() {
+        let time = |increment| ClusterTime {
+            seconds: 7,
+            increment,
+        };
+        let token = || ResumeToken::from_raw(&rawdoc! { "_data": "82" });
+        let begin = Position {
+            time: time(3),
+            start: StartPoint::At(time(3)),
+        };
+        let mut position = begin.clone();
+        position.advance(time(2), token());
+        position.advance(time(3), token());
+        assert_eq!(position, begin);
+        assert!(position.holds(time(3)) && !position.holds(time(4)));
+        position.advance(time(4), token());
+        assert_eq!(position.time, time(4));
+        assert_eq!(position.start, StartPoint::After(token()));
+        // Behind a token nothing comes twice.
+        assert!(!position.holds(time(4)));
+        position.advance(time(3), token());
+        assert_eq!(position.time, time(4));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::engine::apply::merge::{Form, Home};
 use crate::engine::apply::writer::{Named, Names, Part, Prepared, Written};
 use crate::engine::copy::ranges::Route;
 use crate::engine::error::{Error, Result, Side};
-use crate::engine::position::{Position, ResumeToken, StartPoint};
+use crate::engine::position::{Position, ResumeToken};
 use crate::engine::state::Way;
 use crate::engine::stream::event::{Event, Operation, parse};
 use tokio::time::Instant;
@@ -72,10 +72,7 @@ impl Owner<'_> {
             }
         }
         if let Some((time, token)) = last {
-            self.position = Position {
-                time,
-                start: StartPoint::After(ResumeToken::from_raw(token)),
-            };
+            self.position.advance(time, ResumeToken::from_raw(token));
         }
         self.paused = paused;
         if self.paused.is_some() {
@@ -89,10 +86,7 @@ impl Owner<'_> {
             self.plan.in_command = false;
         }
         if self.open.is_none() {
-            self.position = Position {
-                time: reply.time.max(self.position.time),
-                start: StartPoint::After(reply.resume.clone()),
-            };
+            self.position.advance(reply.time, reply.resume.clone());
         }
         Ok(())
     }
@@ -116,6 +110,10 @@ impl Owner<'_> {
 
     /// One document event: into the batch, into a range's queue, or nowhere.
     pub(super) fn route(&mut self, event: &Event<'_>) -> Result<()> {
+        if self.position.holds(event.time) {
+            // Everything that is copied was read since.
+            return Ok(());
+        }
         let Some(collection) = event
             .uuid
             .as_ref()
