@@ -18,8 +18,10 @@ pub struct Servers {
 fn set(version: Version) -> Builder<ReplicaSet> {
     ReplicaSet::builder()
         .version(version)
-        // Large transactions need room.
-        .cache_gb(0.7)
+        // Large transactions need room, and so does the wide document: a server whose cache is small
+        // beside the index keys of one document may hang in writing it, whoever does
+        // (`docs/limits.md`).
+        .cache_gb(1.5)
         // TTL indexes of the source shall delete while a round lasts.
         .param("ttlMonitorSleepSecs", 1)
 }
