@@ -76,8 +76,9 @@ async fn a_mirror_that_is_taken_over_during_its_copy_lets_go_and_can_be_stopped(
 }
 
 /// Where a process is frozen: while it takes the mirror over, plans and copies, in the middle of a
-/// transaction of its stream, and before a command on collections; and for how long at least.
-const FROZEN: [(&str, Duration); 10] = [
+/// transaction of its stream, before a command on collections, and in one of several transactions of a
+/// batch; and for how long at least.
+const FROZEN: [(&str, Duration); 12] = [
     ("TakeNotes:before:1", Duration::ZERO),
     ("CommitNote:before:1", LONGEST),
     ("CommitNote:before:4", Duration::ZERO),
@@ -88,6 +89,8 @@ const FROZEN: [(&str, Duration); 10] = [
     ("CommitBatch:before:4", Duration::ZERO),
     ("HoldCheckpoint:before:1", LONGEST),
     ("PutCollection:before:4", Duration::ZERO),
+    ("HoldLane:before:2", Duration::ZERO),
+    ("CommitLane:before:3", LONGEST),
 ];
 
 /// Longer than anything that a mirror waits for, the stream's replies among it, and than a
@@ -125,9 +128,13 @@ async fn freeze(client: Client, uri: String, number: usize, point: &str, asleep:
         Manifest::new(&uri, &uri, &[&database]),
         Manifest::new(&uri, &uri, &[&database]),
     );
+    if point.contains("Lane") {
+        first.hold(&[&database], "  apply: {mode: Parallel}\n");
+    }
     let small = ("MONGOMIRROR_RANGE_BYTES", "20000");
+    let lanes = ("MONGOMIRROR_LANES_FROM", "2");
     let point_to_freeze = format!("{point}:freeze");
-    let older = first.run(&[("MONGOMIRROR_CRASH", &point_to_freeze), small]);
+    let older = first.run(&[("MONGOMIRROR_CRASH", &point_to_freeze), small, lanes]);
     let workload = Workload::start(&client, &database, 7, 1, true);
     let frozen = until(async || is_frozen(&older).await);
     tokio::time::timeout(PATIENCE, frozen)

@@ -49,11 +49,12 @@ async fn observed(cluster: &Cluster, mirror: &str) {
 
 /// Edits that change nothing of what is mirrored, as patches of the spec; in every phase. The table
 /// in docs/status.md says what each does.
-const EDITS: [&str; 9] = [
+const EDITS: [&str; 10] = [
     r#"{"spec": {"verification": {"interval": "1h"}}}"#,
     r#"{"spec": {"limits": {"copyMebibytesPerSecond": 1, "readConcurrency": 2}}}"#,
     r#"{"spec": {"limits": {"writeConcurrency": 1, "verificationMebibytesPerSecond": 5}}}"#,
     r#"{"spec": {"onHistoryLost": "Stop"}}"#,
+    r#"{"spec": {"apply": {"mode": "Parallel"}}}"#,
     r#"{"spec": {"deletionPolicy": "DeleteTarget"}}"#,
     r#"{"spec": {"source": {"readPreference": "Nearest"}}}"#,
     r#"{"spec": {"collections": {"onDeselected": "Drop"}}}"#,

@@ -207,6 +207,7 @@ fn config(source: &str, target: &str, lanes: usize) -> Result<MirrorConfig> {
         on_existing_data: Default::default(),
         on_deselected: Default::default(),
         on_history_lost: OnHistoryLost::default(),
+        apply_mode: Default::default(),
         verify_every: None,
         limits: Limits {
             copy_lanes: lanes,

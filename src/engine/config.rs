@@ -33,6 +33,8 @@ pub struct MirrorConfig {
     pub on_deselected: OnDeselected,
     /// What to do when the source's oplog no longer reaches back to the mirror's position.
     pub on_history_lost: OnHistoryLost,
+    /// How changes are written.
+    pub apply_mode: ApplyMode,
     /// How often both sides are compared; always once after a copy.
     pub verify_every: Option<Duration>,
     /// Bounds on what the mirror may use.
@@ -87,6 +89,17 @@ pub enum OnHistoryLost {
     Stop,
 }
 
+/// How changes are written to the target.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ApplyMode {
+    /// A batch is one transaction: readers of the target see nothing but states that the source had.
+    #[default]
+    Transactional,
+    /// A large batch is several transactions at the same time: readers see what the source had in a
+    /// snapshot at a time between two batches.
+    Parallel,
+}
+
 /// One database on one deployment.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Endpoint {
@@ -107,6 +120,8 @@ pub struct Limits {
     pub copy_lanes: usize,
     /// Batches of the copy that are written at the same time; as many as there are lanes, without.
     pub copy_writers: Option<usize>,
+    /// Documents from which on a batch is worth [several transactions](ApplyMode::Parallel).
+    pub lanes_from: usize,
     /// Bytes that a copy reads of the source per second, all lanes together.
     pub copy_bytes_per_second: Option<u64>,
     /// Bytes of data in one range of the copy.
@@ -125,8 +140,10 @@ impl Default for Limits {
             memory_bytes: 64 << 20,
             copy_lanes: 3,
             copy_writers: None,
+            // Two more commits a batch, of some milliseconds each, have to be worth it.
+            lanes_from: small("MONGOMIRROR_LANES_FROM").unwrap_or(256),
             copy_bytes_per_second: None,
-            range_bytes: small_ranges().unwrap_or(64 << 20),
+            range_bytes: small("MONGOMIRROR_RANGE_BYTES").unwrap_or(64 << 20),
             verify_bytes_per_second: 64 << 20,
             quarantine: quarantine::MOST,
             internal_delta: true,
@@ -135,12 +152,12 @@ impl Default for Limits {
 }
 
 #[cfg(not(feature = "crash-points"))]
-fn small_ranges() -> Option<u64> {
+fn small<T>(_: &str) -> Option<T> {
     None
 }
 
-/// Processes that shall die in the middle of a copy need a copy that is cheap to make.
+/// Processes that shall die in the middle of something need it to be cheap to make.
 #[cfg(feature = "crash-points")]
-fn small_ranges() -> Option<u64> {
-    std::env::var("MONGOMIRROR_RANGE_BYTES").ok()?.parse().ok()
+fn small<T: std::str::FromStr>(variable: &str) -> Option<T> {
+    std::env::var(variable).ok()?.parse().ok()
 }

@@ -88,7 +88,7 @@ async fn take_over(
     let ids: Vec<_> = notes.id().get("id").into_iter().collect();
     let set = doc! {"sessions": ids};
     state.update(Write::NoteSessions, epoch, set).await?;
-    state.take_over(epoch, notes).await?;
+    state.take_over(epoch, notes, 0).await?;
     let target = Commands {
         side: Side::Target,
         db: client.database(&config.target.database),

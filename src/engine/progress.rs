@@ -245,6 +245,9 @@ pub struct Progress {
     pub position: Option<ClusterTime>,
     /// The cluster time at which the target is exactly the source; `None` until the first one.
     pub consistent_at: Option<ClusterTime>,
+    /// A cluster time of the target at which it was that: in several lanes the target is exactly
+    /// something in a snapshot at such a time. `None` until the first batch.
+    pub target_time: Option<ClusterTime>,
     /// How far the target is behind the source; `None` as long as it is unknown.
     #[serde(skip)]
     pub lag: Option<Duration>,

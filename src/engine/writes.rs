@@ -83,6 +83,12 @@ writes! {
     RepairDocument => "repair a document",
     /// Documents whose unique keys have wandered are removed and put.
     WriteAnew => "write documents anew",
+    /// The checkpoint: documents that are about to be ahead of it, lane by lane.
+    AnnounceLanes => "write the checkpoint",
+    /// The document of a lane, by the lane's transaction: whether it is still ours.
+    HoldLane => "hold a lane",
+    /// The commit of a lane's transaction.
+    CommitLane => "commit a lane",
     /// The checkpoint: collections that are about to be written outside of transactions.
     AnnounceOutside => "write the checkpoint",
     /// A command on a collection that no transaction may write.

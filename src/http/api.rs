@@ -44,6 +44,8 @@ struct Mirror<'a> {
     consistent_at: Option<String>,
     /// The same, exactly: `<seconds>.<increment>`.
     consistent_at_cluster_time: Option<ClusterTime>,
+    /// The target's own cluster time at which it was that.
+    target_cluster_time: Option<ClusterTime>,
     /// How far the stream is applied.
     applied_cluster_time: Option<ClusterTime>,
     message: String,
@@ -161,6 +163,9 @@ impl<'a> From<&'a Snapshot> for Mirror<'a> {
             lag_milliseconds: snapshot.lag_milliseconds(),
             consistent_at: time(progress.consistent_at.map(ClusterTime::as_system_time)),
             consistent_at_cluster_time: progress.consistent_at,
+            target_cluster_time: progress
+                .target_time
+                .filter(|_| progress.consistent_at.is_some()),
             applied_cluster_time: progress.position,
             message: snapshot.message(),
             problem: snapshot.problem.as_ref(),
@@ -272,6 +277,10 @@ mod tests {
             seconds: 1_789_999_999,
             increment: 4,
         });
+        progress.target_time = Some(ClusterTime {
+            seconds: 1_790_000_001,
+            increment: 2,
+        });
         progress.initial_sync = Some(InitialSync {
             documents_total: 10,
             documents_copied: 10,
@@ -301,6 +310,7 @@ mod tests {
             ("/lagMilliseconds", 38.into()),
             ("/consistentAt", "2026-09-21T14:13:19Z".into()),
             ("/consistentAtClusterTime", "1789999999.4".into()),
+            ("/targetClusterTime", "1790000001.2".into()),
             ("/problem", Value::Null),
             ("/initialSync/documentsCopied", 10.into()),
             ("/initialSync/percent", 100.into()),

@@ -109,7 +109,7 @@ mod tests {
             ),
             (
                 "{source: {uriSecretRef: {name: a}, database: x}, colections: {}}",
-                "spec has no field \"colections\", only collections, deletionPolicy, enabled, limits, onHistoryLost, source, target, verification",
+                "spec has no field \"colections\", only apply, collections, deletionPolicy, enabled, limits, onHistoryLost, source, target, verification",
             ),
             (
                 "{source: {uriSecretRef: {name: a}, database: x}, collections: {include: [1]}}",

@@ -137,6 +137,10 @@ pub struct MongoMirrorSpec {
     #[serde(default)]
     pub on_history_lost: OnHistoryLost,
 
+    /// How changes are written to the target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub apply: Option<ApplySpec>,
+
     /// When both sides are compared. Without it, once after each copy, and when you ask for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verification: Option<VerificationSpec>,
@@ -163,6 +167,29 @@ pub enum OnHistoryLost {
     Resync,
     /// Wait for a person.
     Stop,
+}
+
+/// How changes are written to the target.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct ApplySpec {
+    /// Transactional: each batch of changes is one transaction, so whoever reads the target sees
+    /// nothing but states that the source had. Parallel: large batches are several transactions at
+    /// the same time, for a target that needs more than one to keep up. The target is then exactly
+    /// something in a snapshot at `status.targetTime`; other reads can see a part of a batch.
+    #[serde(default)]
+    pub mode: ApplyMode,
+}
+
+/// How changes are written. Transactional: a batch at a time, as one transaction. Parallel: large
+/// batches as several transactions at the same time.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ApplyMode {
+    /// A batch is one transaction.
+    #[default]
+    Transactional,
+    /// A large batch is several.
+    Parallel,
 }
 
 /// When both sides are compared.

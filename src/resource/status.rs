@@ -54,6 +54,14 @@ pub struct MongoMirrorStatus {
     #[schemars(schema_with = "time")]
     pub consistent_at: Option<Time>,
 
+    /// The time of the target's own cluster, as `<seconds>.<increment>`, at which it was that: what
+    /// is read there in a snapshot at this cluster time is exactly what the source was. It matters
+    /// with `apply.mode: Parallel`, and as long as the target keeps its past, five minutes by default.
+    /// Absent until the first batch of changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 21))]
+    pub target_time: Option<String>,
+
     /// What the mirror does; or what is wrong, and what to do about it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 4096))]
@@ -121,6 +129,7 @@ impl Default for MongoMirrorStatus {
             lag_milliseconds: None,
             phase: Phase::default(),
             consistent_at: None,
+            target_time: None,
             message: String::new(),
             initial_sync: None,
             verification: None,

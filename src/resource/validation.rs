@@ -8,8 +8,8 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::spec::{
-    LimitsSpec, MongoMirrorSpec, OnDeselected, OnExistingData, OnHistoryLost, ReadPreference,
-    SecretKeyRef, TlsSpec, VerificationSpec,
+    ApplyMode, LimitsSpec, MongoMirrorSpec, OnDeselected, OnExistingData, OnHistoryLost,
+    ReadPreference, SecretKeyRef, TlsSpec, VerificationSpec,
 };
 use crate::reason::Reason;
 
@@ -106,6 +106,8 @@ pub struct ValidSpec {
     pub on_existing_data: OnExistingData,
     /// What to do when history is lost.
     pub on_history_lost: OnHistoryLost,
+    /// How changes are written.
+    pub apply_mode: ApplyMode,
     /// How often both sides are compared.
     pub verify_every: Option<Duration>,
     /// Bounds.
@@ -220,6 +222,7 @@ pub fn validate(spec: &MongoMirrorSpec) -> Result<ValidSpec, SpecError> {
         on_deselected: collections.on_deselected,
         on_existing_data: given.on_existing_data,
         on_history_lost: spec.on_history_lost,
+        apply_mode: spec.apply.clone().unwrap_or_default().mode,
         verify_every: check_interval(spec.verification.as_ref())?,
         limits: check_limits(spec.limits.as_ref())?,
     })

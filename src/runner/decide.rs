@@ -140,6 +140,7 @@ fn differences(new: &MirrorConfig, old: &MirrorConfig) -> Vec<&'static str> {
         on_existing_data,
         on_deselected,
         on_history_lost,
+        apply_mode,
         verify_every,
         limits,
     } = new;
@@ -182,6 +183,7 @@ fn differences(new: &MirrorConfig, old: &MirrorConfig) -> Vec<&'static str> {
             *on_history_lost != old.on_history_lost,
             "what to do after lost history",
         ),
+        (*apply_mode != old.apply_mode, "how changes are written"),
         (
             *verify_every != old.verify_every,
             "the interval of verification",

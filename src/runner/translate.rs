@@ -12,7 +12,8 @@ use thiserror::Error;
 use super::decide::Desired;
 use super::registry::MirrorKey;
 use crate::engine::config::{
-    Endpoint, Limits, MirrorConfig, OnDeselected, OnExistingData, OnHistoryLost, ReadFrom,
+    ApplyMode, Endpoint, Limits, MirrorConfig, OnDeselected, OnExistingData, OnHistoryLost,
+    ReadFrom,
 };
 use crate::engine::connection::tls::Tls;
 use crate::engine::connection::uri::{ConnectionUri, UriError};
@@ -218,6 +219,10 @@ pub fn translate(
         on_history_lost: match spec.on_history_lost {
             spec::OnHistoryLost::Resync => OnHistoryLost::Resync,
             spec::OnHistoryLost::Stop => OnHistoryLost::Stop,
+        },
+        apply_mode: match spec.apply_mode {
+            spec::ApplyMode::Transactional => ApplyMode::Transactional,
+            spec::ApplyMode::Parallel => ApplyMode::Parallel,
         },
         verify_every: spec.verify_every,
         limits: limits(spec.limits),

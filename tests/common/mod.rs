@@ -72,6 +72,7 @@ pub fn config(source: &str, target: &str, database: &str) -> MirrorConfig {
         on_existing_data: Default::default(),
         on_deselected: Default::default(),
         on_history_lost: OnHistoryLost::default(),
+        apply_mode: Default::default(),
         verify_every: None,
         limits: Limits::default(),
     }

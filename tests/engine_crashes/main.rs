@@ -53,6 +53,9 @@ const FOUND: [&[&str]; 2] = [
     &["1/InsertRanges:after:1"],
 ];
 
+/// In the last phase, so that all others are as they are by default.
+const IN_LANES: &str = "  apply: {mode: Parallel}\n";
+
 /// A line of the log between two processes, with the phase behind it.
 const STARTED: &str = "--- a process is started in phase ";
 
@@ -99,6 +102,7 @@ impl Case {
         manifest.run(&[
             ("MONGOMIRROR_CRASH", &armed.join(",")),
             ("MONGOMIRROR_RANGE_BYTES", "20000"),
+            ("MONGOMIRROR_LANES_FROM", "2"),
             ("RUST_LOG", "info,crash_points=trace"),
         ])
     }
@@ -311,8 +315,11 @@ async fn run_case(
     equal(&mut case, &db, &target, LAST + ROUNDS + 1).await;
     case.end_phase().await;
     case.restart();
-    let other = format!("  collections: {{exclude: [\"{HIDDEN}\", orders], onDeselected: Drop}}\n");
-    case.manifest.hold(&[&database], &other);
+    let select = |manifest: &Manifest, more: &str| {
+        let selection = format!("  collections: {{exclude: [\"{HIDDEN}\"{more}}}\n{IN_LANES}");
+        manifest.hold(&[&database], &selection);
+    };
+    select(&case.manifest, ", orders], onDeselected: Drop");
     case.until("what is not selected is dropped", async || {
         let names = target.list_collection_names().await.unwrap();
         names.iter().all(|name| name != "orders")
@@ -320,7 +327,7 @@ async fn run_case(
     .await;
     change_documents(&db, &target, ROUNDS).await;
     // It may still be under way.
-    hold(&case.manifest, Some(&database));
+    select(&case.manifest, "]");
     equal(&mut case, &db, &target, LAST + ROUNDS + 2).await;
     case.end_phase().await;
     let log = case.manifest.log();
@@ -455,6 +462,9 @@ fn is_of_a_batch(write: Write) -> bool {
         Write::WriteBatch
             | Write::CommitBatch
             | Write::MovePosition
+            | Write::AnnounceLanes
+            | Write::HoldLane
+            | Write::CommitLane
             | Write::Abort
             | Write::FenceNote
             | Write::CommitNote

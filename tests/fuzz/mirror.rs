@@ -10,6 +10,7 @@ use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 
 use bson::doc;
+use mongomirror::engine::config::ApplyMode;
 use mongomirror::engine::progress::{Phase, Progress};
 use mongomirror::engine::request::Request;
 use mongomirror::runner::MirrorHandle;
@@ -46,6 +47,7 @@ pub struct Work {
     copy_lanes: usize,
     memory_bytes: usize,
     internal_delta: bool,
+    parallel: bool,
     verify: bool,
 }
 
@@ -136,6 +138,7 @@ impl Work {
             copy_lanes: plan.copy_lanes,
             memory_bytes: plan.memory_bytes,
             internal_delta: plan.internal_delta,
+            parallel: plan.parallel,
             verify: plan.verifies,
         }
     }
@@ -165,6 +168,10 @@ impl Work {
         config.limits.copy_lanes = self.copy_lanes;
         config.limits.memory_bytes = self.memory_bytes;
         config.limits.internal_delta = self.internal_delta;
+        if self.parallel {
+            config.apply_mode = ApplyMode::Parallel;
+            config.limits.lanes_from = 4;
+        }
         config.verify_every = self.verify.then_some(VERIFY);
         let handle = MirrorHandle::start(config);
         let (mut wishes, mut stop) = input();

@@ -260,6 +260,8 @@ pub struct Plan {
     pub layout: Layout,
     /// Whether the mirror may use internal deltas.
     pub internal_delta: bool,
+    /// Whether batches are several transactions at the same time.
+    pub parallel: bool,
     /// Size of the copy's ranges.
     pub range_bytes: u64,
     /// Lanes of the copy.
@@ -287,7 +289,7 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "seed {} on {} {:?} {}, {}, {} steps, ranges of {} bytes, {} lanes, {} KiB{}{}{}",
+            "seed {} on {} {:?} {}, {}, {} steps, ranges of {} bytes, {} lanes, {} KiB{}{}{}{}",
             self.seed,
             self.version,
             self.layout,
@@ -312,6 +314,7 @@ impl fmt::Display for Plan {
             } else {
                 ", reads changed documents again"
             },
+            if self.parallel { ", parallel" } else { "" },
         )
     }
 }
@@ -335,6 +338,8 @@ pub fn plan(seed: u64, version: Version, switches: &[Switch]) -> Plan {
         switches: switches.to_vec(),
         layout,
         internal_delta: !dice.one_in(8),
+        // Dice of its own: older seeds still mean the same otherwise.
+        parallel: Dice::new(!seed).one_in(4),
         range_bytes: *dice.pick(&[8_000, 20_000, 40_000, 200_000, 64 << 20]),
         copy_lanes: *dice.pick(&[1, 2, 3]),
         memory_bytes: *dice.pick(&[64 << 20, 64 << 20, 4 << 20, 1 << 20]),

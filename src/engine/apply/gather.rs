@@ -101,6 +101,16 @@ impl Batch {
         !self.has_documents() && self.ranges_done.is_empty()
     }
 
+    /// Deals the documents of the transaction out; they are complete.
+    pub fn deal(&mut self, parts: usize, part: impl Fn(&Entity) -> usize) -> Vec<Self> {
+        let dealt = std::mem::take(&mut self.inside).deal(parts, part);
+        let batch = |inside| Self {
+            inside,
+            ..Self::default()
+        };
+        dealt.into_iter().map(batch).collect()
+    }
+
     /// Adds a document event.
     ///
     /// # Errors

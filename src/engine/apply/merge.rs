@@ -67,6 +67,16 @@ impl Documents {
         self.entities
     }
 
+    /// Deals them out, in their order. Nothing can be added to what comes of it.
+    pub(super) fn deal(self, parts: usize, part: impl Fn(&Entity) -> usize) -> Vec<Self> {
+        let mut dealt: Vec<Self> = std::iter::repeat_with(Self::default).take(parts).collect();
+        for entity in self.entities {
+            let part = part(&entity);
+            dealt[part].entities.push(entity);
+        }
+        dealt
+    }
+
     /// Roughly the memory they take.
     pub(super) fn bytes(&self) -> usize {
         self.bytes

@@ -11,6 +11,7 @@ mod forms;
 pub mod gather;
 mod in_order;
 pub mod indexes;
+pub mod lanes;
 pub mod merge;
 mod outside;
 pub mod refused;

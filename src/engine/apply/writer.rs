@@ -8,6 +8,7 @@ use mongodb::{ClientSession, Database};
 use super::commands::{by_collection, encode};
 use super::entity::{CollectionIndex, Entity, Outcome};
 use super::gather::Batch;
+use super::lanes::Lanes;
 use super::refused::healed;
 use crate::engine::command::{COMMAND_LIMIT, Commands, number, within};
 use crate::engine::connection::probe::TargetAbilities;
@@ -33,6 +34,8 @@ pub struct Named {
     pub way: Way,
     /// Its identity on the target, where that is needed.
     pub guard: Option<Uuid>,
+    /// Its documents depend on each other.
+    pub is_connected: bool,
 }
 
 /// How a batch relates to the target's transaction.
@@ -89,6 +92,8 @@ pub struct Written {
     pub refused: Vec<Refused>,
     /// Documents that it takes now.
     pub healed: Vec<Key>,
+    /// The target's cluster time behind it: nothing of the next batch is there yet.
+    pub target_time: Option<ClusterTime>,
 }
 
 /// What became of documents that were compared with the source.
@@ -126,6 +131,10 @@ pub struct Writer {
     /// Documents of capped collections that are refused no longer, of the pieces of a transaction
     /// that is not committed.
     pub returned: Vec<Key>,
+    /// Which lane of another writer this is. Its transactions hold that, and no position.
+    pub lane: Option<usize>,
+    /// What documents are written in instead, where there are many.
+    pub lanes: Lanes,
 }
 
 /// Why a try did not succeed.
@@ -195,21 +204,25 @@ impl Writer {
     /// [`Error::Fenced`] when another process took over; anything that several tries did not
     /// overcome. The target then holds either all of the batch or nothing of it, and the
     /// checkpoint tells which.
-    pub async fn write(&mut self, prepared: &Prepared) -> Result<Written> {
+    pub async fn write(&mut self, mut prepared: Prepared) -> Result<Written> {
         let mut before = Written::default();
-        self.write_outside(prepared, &mut before).await?;
-        let mut written = self.write_inside(prepared, &before).await?;
-        written.operations += before.operations;
-        written.reconciled.add(before.reconciled);
+        self.write_outside(&prepared, &mut before).await?;
+        self.write_in_lanes(&mut prepared, &mut before).await?;
+        let mut written = self.write_inside(&prepared, &before).await?;
+        written.follow(before);
         if prepared.part != Part::More {
-            self.outside_is_settled(prepared);
+            self.outside_is_settled(&prepared);
             written.healed.append(&mut self.returned);
         }
         Ok(written)
     }
 
     /// Writes the transaction, which also notes what was refused before it.
-    async fn write_inside(&mut self, prepared: &Prepared, before: &Written) -> Result<Written> {
+    pub(super) async fn write_inside(
+        &mut self,
+        prepared: &Prepared,
+        before: &Written,
+    ) -> Result<Written> {
         let mut written = Written {
             ahead_until: before.ahead_until,
             refused: before.refused.clone(),
@@ -319,6 +332,7 @@ impl Writer {
         written.reconciled = Reconciled::default();
         let mut session = self.take_session().await?;
         let outcome = self.transact(prepared, ladder, &mut session, written).await;
+        written.target_time = session.operation_time().map(Into::into);
         self.session = Some(session);
         outcome
     }
@@ -333,7 +347,13 @@ impl Writer {
         begin(session).await?;
         let outcome = self.fill(prepared, ladder, session, written).await;
         match outcome {
-            Ok(()) => Ok(commit(Write::CommitBatch, session).await?),
+            Ok(()) => {
+                let write = match self.lane {
+                    Some(_) => Write::CommitLane,
+                    None => Write::CommitBatch,
+                };
+                Ok(commit(write, session).await?)
+            }
             Err(failure) => {
                 abort(session).await;
                 Err(failure)
@@ -376,6 +396,7 @@ impl Writer {
         }
         self.fill_state(prepared, &mut session, written).await?;
         commit(Write::CommitBatch, &mut session).await?;
+        written.target_time = session.operation_time().map(Into::into);
         self.session = Some(session);
         Ok(())
     }
@@ -390,6 +411,9 @@ impl Writer {
     ) -> Result<(), Failure> {
         self.fill_documents(prepared, ladder, session, written)
             .await?;
+        if let Some(lane) = self.lane {
+            return Ok(self.hold_lane(lane, session).await?);
+        }
         let returned = &ladder.returned;
         self.fill_quarantine(prepared, &ladder.refused, returned, session)
             .await?;
@@ -501,12 +525,39 @@ impl Writer {
         Ok(())
     }
 
-    fn fenced_unless_one(&self, reply: &Document) -> Result<()> {
+    pub(super) fn fenced_unless_one(&self, reply: &Document) -> Result<()> {
         if number(reply, "n") == 1 {
             Ok(())
         } else {
             Err(Error::Fenced { epoch: self.epoch })
         }
+    }
+}
+
+impl Written {
+    /// Of several that were written at the same time, all together.
+    pub(super) fn absorb(&mut self, other: Self) {
+        self.operations += other.operations;
+        self.repaired += other.repaired;
+        self.reconciled.add(other.reconciled);
+        self.retries += other.retries;
+        self.relaxed.extend(other.relaxed);
+        self.ahead_until = self.ahead_until.max(other.ahead_until);
+        self.refused.extend(other.refused);
+        self.healed.extend(other.healed);
+    }
+
+    /// Adds what was written before it; what that was refused is in it already.
+    fn follow(&mut self, before: Self) {
+        self.absorb(Self {
+            refused: Vec::new(),
+            healed: Vec::new(),
+            reconciled: Reconciled {
+                refused: 0,
+                ..before.reconciled
+            },
+            ..before
+        });
     }
 }
 

@@ -252,6 +252,7 @@ impl Owner<'_> {
                     uuid: known.entry.uuid,
                     way: known.entry.way(),
                     guard: known.guard,
+                    is_connected: known.entry.is_connected(),
                 }
             });
         }
@@ -297,6 +298,7 @@ impl Owner<'_> {
         };
         self.progress.target.set(true, "");
         self.clear_problem();
+        self.progress.target_time = written.target_time.or(self.progress.target_time);
         let totals = &mut self.progress.totals;
         totals.events_applied += in_flight.counts.total();
         totals.inserts += in_flight.counts.inserts;

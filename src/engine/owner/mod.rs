@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use super::apply::entity::CollectionIndex;
 use super::apply::gather::{Batch, Counts};
 use super::apply::indexes::Tended;
+use super::apply::lanes::Lanes;
 use super::apply::writer::{Part, Prepared, Writer, Written};
 use super::config::MirrorConfig;
 use super::connection::shared::Connections;
@@ -226,7 +227,7 @@ impl WriterTask {
         let (done, outcomes) = mpsc::channel(1);
         let task = tokio::spawn(async move {
             while let Some(prepared) = next.recv().await {
-                let outcome = writer.write(&prepared).await;
+                let outcome = writer.write(prepared).await;
                 if done.send(outcome).await.is_err() {
                     return;
                 }
@@ -261,7 +262,11 @@ impl<'a> Owner<'a> {
             unfinished: None,
             outside: plan.outside.clone(),
             returned: Vec::new(),
+            lane: None,
+            lanes: Lanes::default(),
         };
+        let lanes = sessions.split_off(sessions.len().min(config.limits.copy_lanes));
+        let writer = writer.in_lanes(lanes, config.limits.lanes_from);
         let mut progress = publish.borrow().clone();
         progress.apply_form = Some(if plan.abilities.internal_delta {
             ApplyForm::InternalDelta

@@ -20,7 +20,7 @@ use crate::engine::apply::entity::CollectionIndex;
 use crate::engine::apply::writer::start_session;
 use crate::engine::catalog::{self, Catalog, Listed, Possible, has_clock, target_options};
 use crate::engine::command::Commands;
-use crate::engine::config::{MirrorConfig, OnExistingData};
+use crate::engine::config::{ApplyMode, MirrorConfig, OnExistingData};
 use crate::engine::connection::client::readable;
 use crate::engine::connection::members;
 use crate::engine::connection::probe::{TargetAbilities, operation_time, target_abilities};
@@ -33,8 +33,9 @@ use crate::engine::position::{Ahead, ClusterTime, Position, StartPoint};
 use crate::engine::progress::{Progress, VerificationResult};
 use crate::engine::quarantine::Quarantined;
 use crate::engine::state::{
-    BUCKETS, CatalogEntry, Checkpoint, CopyFigures, Outside, RangeEntry, RangeState, StateStore,
-    Way, encode_figures, encode_outside, encode_position, ranges_by_collection, refuse_gaps,
+    BUCKETS, CatalogEntry, Checkpoint, CopyFigures, MOST_LANES, Outside, RangeEntry, RangeState,
+    StateStore, Way, encode_figures, encode_outside, encode_position, ranges_by_collection,
+    refuse_gaps,
 };
 use crate::engine::stream::event::Uuid;
 use crate::engine::stream::reader::{Flags, probe_flags};
@@ -93,7 +94,8 @@ pub struct Planned {
     pub source_is_certain: bool,
     /// Shows others that this process works.
     pub showing: Option<AbortOnDropHandle<()>>,
-    /// Sessions to write with, one more than there are copy lanes.
+    /// Sessions to write with: one for each lane of the copy, some for lanes of batches, and one
+    /// more.
     pub sessions: Vec<ClientSession>,
     /// Nobody else may end them.
     pub in_use: InUse,
@@ -180,7 +182,11 @@ pub async fn prepare(
     let checkpoint = state.claim(document, before.as_ref()).await?;
     known.own_epoch = Some(checkpoint.epoch);
     let mut sessions = Vec::new();
-    for _ in 0..=config.limits.copy_lanes {
+    let lanes = match config.apply_mode {
+        ApplyMode::Transactional => 0,
+        ApplyMode::Parallel => MOST_LANES,
+    };
+    for _ in 0..=config.limits.copy_lanes + lanes {
         sessions.push(start_session(&state).await?);
     }
     let notes = start_session(&state).await?;
@@ -199,7 +205,7 @@ pub async fn prepare(
             doc! {"sessions": in_use.ids()},
         )
         .await?;
-    state.take_over(checkpoint.epoch, notes).await?;
+    state.take_over(checkpoint.epoch, notes, lanes).await?;
     // Planning can take long, too.
     let showing = state.clone().keep_showing();
     let showing = AbortOnDropHandle::new(tokio::spawn(showing));

@@ -113,6 +113,12 @@ impl CatalogEntry {
             })
     }
 
+    /// Whether its documents depend on each other: two may have one unique key one after the other,
+    /// or ids that are equal without being the same.
+    pub fn is_connected(&self) -> bool {
+        self.is_collated() || self.indexes.iter().any(Index::is_enforcing)
+    }
+
     /// How its documents may be written.
     pub fn way(&self) -> Way {
         if self.name.starts_with("system.") {

@@ -3,7 +3,7 @@
 //! A process that hangs and wakes up when another has taken over may still be about to note
 //! something. So each note is a transaction that touches a document with the process's epoch, as a
 //! batch touches the checkpoint. It is one of its own: notes would conflict with every batch that
-//! is on its way.
+//! is on its way. So does each lane that writes a part of a batch: it has a document of its own.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,15 +34,24 @@ pub(super) struct Fence {
 /// often. Others look twice, half a minute apart (`plan/identity.rs`).
 const SIGN: Duration = Duration::from_secs(10);
 
+/// Lanes that a process may have.
+pub const MOST_LANES: usize = 4;
+
 /// A write, and the command that carries it out.
 pub(super) type Noted = (Write, RawDocumentBuf);
 
 impl StateStore {
-    /// From now on notes are those of this epoch's process, in this session.
+    /// From now on notes are those of this epoch's process, in this session, and so is what is
+    /// written in `lanes`.
     ///
     /// # Errors
     /// [`Error::Fenced`] if another process took the mirror over; what the exchange met.
-    pub async fn take_over(&mut self, epoch: i64, session: ClientSession) -> Result<()> {
+    pub async fn take_over(
+        &mut self,
+        epoch: i64,
+        session: ClientSession,
+        lanes: usize,
+    ) -> Result<()> {
         let fence = Fence {
             epoch,
             session: Mutex::new(session),
@@ -54,14 +63,14 @@ impl StateStore {
             epoch,
             &doc! {"$set": {"updatedAt": DateTime::now()}},
         )?;
-        let taken = doc! {
-            "update": FENCES,
-            "updates": [{
-                "q": {"_id": &self.target},
-                "u": {"$set": {"epoch": epoch}},
-                "upsert": true,
-            }],
-        };
+        let ours = doc! {"$set": {"epoch": epoch}};
+        let own = doc! {"q": {"_id": &self.target}, "u": &ours, "upsert": true};
+        // Those of an earlier process, too, which may have had more.
+        let lanes = (0..MOST_LANES).map(|lane| {
+            doc! {"q": {"_id": self.lane_id(lane)}, "u": &ours, "upsert": lane < lanes}
+        });
+        let updates: Vec<Document> = std::iter::once(own).chain(lanes).collect();
+        let taken = doc! {"update": FENCES, "updates": updates};
         let taken = [(Write::TakeNotes, raw(&taken)?)];
         self.carry_out(&fence, &held, &taken).await?;
         self.fence = Some(Arc::new(fence));
@@ -80,6 +89,24 @@ impl StateStore {
         })?;
         let held = self.hold(FENCES, fence.epoch, &doc! {"$inc": {"notes": 1_i64}})?;
         self.carry_out(fence, &held, notes).await
+    }
+
+    fn lane_id(&self, lane: usize) -> Document {
+        doc! {"t": &self.target, "lane": i64::try_from(lane).unwrap_or(i64::MAX)}
+    }
+
+    /// The command that a lane's transaction holds its document with; must match one.
+    ///
+    /// # Errors
+    /// If it cannot be encoded, which no lane can cause.
+    pub fn lane_command(&self, epoch: i64, lane: usize) -> Result<RawDocumentBuf> {
+        raw(&doc! {
+            "update": FENCES,
+            "updates": [{
+                "q": {"_id": self.lane_id(lane), "epoch": epoch},
+                "u": {"$inc": {"batches": 1_i64}},
+            }],
+        })
     }
 
     /// Something was written that others see.

@@ -24,6 +24,7 @@ use super::stream::event::Uuid;
 use super::writes::Write;
 
 use fence::Fence;
+pub use fence::MOST_LANES;
 
 pub use catalog::{BUCKETS, CatalogEntry, Index, Stage, Way};
 pub use checkpoint::{
