@@ -41,7 +41,9 @@ pub async fn prepare(db: &Database) {
     orders.update_one(doc! {"_id": 7}, set).await.unwrap();
     let index = IndexModel::builder().keys(doc! {"customer": 1}).build();
     orders.create_index(index).await.unwrap();
-    for name in ["items", "doomed", "covered", "hidden", "bounded", "arrays"] {
+    for name in [
+        "items", "doomed", "covered", "hidden", "bounded", "arrays", "many",
+    ] {
         let collection = db.collection::<Document>(name);
         collection.insert_many((0..30).map(order)).await.unwrap();
     }
@@ -156,6 +158,18 @@ pub async fn change_documents(db: &Database, target: &Database, round: i32) {
     }
     session.commit_transaction().await.unwrap();
     change_kinds(db, from).await;
+}
+
+/// One transaction of so many documents that it is worth several on the target.
+pub async fn change_many(db: &Database) {
+    let many = db.collection::<Document>("many");
+    let mut session = db.client().start_session().await.unwrap();
+    session.start_transaction().await.unwrap();
+    many.insert_many((100..140).map(order))
+        .session(&mut session)
+        .await
+        .unwrap();
+    session.commit_transaction().await.unwrap();
 }
 
 /// Writes to what no transaction may write on the target.

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use bson::{Document, doc};
 use changes::{
-    HIDDEN, change_collections, change_documents, change_kinds, enforces_seats, prepare, refuse,
-    take,
+    HIDDEN, change_collections, change_documents, change_kinds, change_many, enforces_seats,
+    prepare, refuse, take,
 };
 use common::process::{Manifest, checkpoint, is_copied};
 use common::{PATIENCE, assert_equal, definitions, fresh_seed, order};
@@ -326,6 +326,7 @@ async fn run_case(
     })
     .await;
     change_documents(&db, &target, ROUNDS).await;
+    change_many(&db).await;
     // It may still be under way.
     select(&case.manifest, "]");
     equal(&mut case, &db, &target, LAST + ROUNDS + 2).await;
