@@ -70,6 +70,7 @@ async fn by_mirror(
         source: servers.source.uri(),
         target: servers.mirrored()?.uri(),
         lanes: scale.lanes,
+        parallel: scale.parallel,
         verifies: false,
     };
     servers.settle().await?;

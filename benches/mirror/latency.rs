@@ -127,6 +127,7 @@ async fn live(servers: &Servers, scale: Scale, verifies: bool) -> Result<Worker>
         source: servers.source.uri(),
         target: servers.mirrored()?.uri(),
         lanes: scale.lanes,
+        parallel: scale.parallel,
         verifies,
     };
     servers.settle().await?;

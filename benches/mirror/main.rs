@@ -62,6 +62,9 @@ struct Arguments {
     /// Lanes of the mirror's copy and of the bare copier.
     #[arg(long, value_name = "N", default_value_t = Limits::default().copy_lanes)]
     lanes: usize,
+    /// The mirror applies batches as several transactions at the same time.
+    #[arg(long)]
+    parallel: bool,
     /// Write all figures to this file as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -93,6 +96,8 @@ pub struct Scale {
     pub rounds: usize,
     /// Parallel copies.
     pub lanes: usize,
+    /// Whether the mirror applies as several transactions at the same time.
+    pub parallel: bool,
     /// Samples of a latency.
     pub samples: usize,
 }
@@ -109,6 +114,7 @@ impl Arguments {
             hot: 1000.min(documents).max(1),
             rounds: self.rounds.unwrap_or(if self.quick { 1 } else { 3 }).max(1),
             lanes: self.lanes.max(1),
+            parallel: self.parallel,
             samples: if self.quick { 20 } else { 200 },
         }
     }

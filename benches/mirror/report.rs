@@ -283,6 +283,7 @@ impl Report {
             hot,
             rounds,
             lanes,
+            parallel,
             samples,
         } = self.scale;
         json!({
@@ -303,6 +304,7 @@ impl Report {
                 "hotDocuments": hot,
                 "rounds": rounds,
                 "lanes": lanes,
+                "parallel": parallel,
                 "latencySamples": samples,
             },
             "figures": self.figures.iter().map(Figure::json).collect::<Vec<_>>(),
@@ -315,13 +317,18 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "\nmongod {}, {} cores ({}), everything on this machine; {} orders, {} updates, \
-             {} lanes; median of {} rounds; write concern majority on both sides{}\n",
+             {} lanes{}; median of {} rounds; write concern majority on both sides{}\n",
             self.version,
             cores(),
             processor(),
             self.scale.documents,
             self.scale.updates,
             self.scale.lanes,
+            if self.scale.parallel {
+                ", applied in parallel"
+            } else {
+                ""
+            },
             self.scale.rounds,
             if self.quick {
                 "; a smoke run, its figures mean nothing"

@@ -102,6 +102,7 @@ async fn by_mirror(
         source: servers.source.uri(),
         target: servers.mirrored()?.uri(),
         lanes: scale.lanes,
+        parallel: scale.parallel,
         verifies: false,
     };
     let until = servers.source.time().await?;

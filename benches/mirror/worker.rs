@@ -6,7 +6,7 @@
 use std::io::{Read, Write};
 use std::time::Duration;
 
-use mongomirror::engine::config::{Endpoint, Limits, MirrorConfig, OnHistoryLost};
+use mongomirror::engine::config::{ApplyMode, Endpoint, Limits, MirrorConfig, OnHistoryLost};
 use mongomirror::engine::connection::uri::ConnectionUri;
 use mongomirror::engine::position::ClusterTime;
 use mongomirror::engine::progress::{Phase, Progress};
@@ -42,6 +42,8 @@ pub enum Work {
         target: String,
         /// Ranges copied at the same time.
         lanes: usize,
+        /// Whether it applies as several transactions at the same time.
+        parallel: bool,
         /// Whether it begins a verification as soon as the last one is over.
         verifies: bool,
     },
@@ -156,9 +158,13 @@ pub async fn run(work: Work) -> Result<()> {
             source,
             target,
             lanes,
+            parallel,
             verifies,
         } => {
             let mut config = config(&source, &target, lanes)?;
+            if parallel {
+                config.apply_mode = ApplyMode::Parallel;
+            }
             config.verify_every = verifies.then_some(AGAIN);
             return mirror(config, stop).await;
         }
