@@ -109,8 +109,7 @@ fn source(database: &str, series: &[String]) -> Value {
             ],
         ),
         on(database, "system.js", &READ),
-        on(database, "system.views", &READ),
-        on("local", "oplog.rs", &["find", "collStats"]),
+        on("local", "oplog.rs", &["collStats"]),
         json!({"resource": {"cluster": true}, "actions": ["replSetGetConfig", "serverStatus"]}),
     ];
     privileges.extend(on_buckets(database, series, &READ));
@@ -131,26 +130,20 @@ fn target_role(database: &str, memory: &str, series: &[String]) -> Value {
         "collMod",
     ];
     let collections = [
-        "collStats",
         "convertToCapped",
         "createCollection",
         "dropCollection",
         "listCollections",
-        "renameCollectionSameDB",
     ];
-    let all: Vec<&str> = WRITE.iter().chain(&collections).copied().collect();
-    let notes = [
-        "find",
-        "insert",
-        "update",
-        "remove",
-        "createCollection",
-        "listCollections",
-    ];
+    // Renaming takes dropCollection from where, and insert and createIndex to where; scripts are
+    // renamed before they are dropped.
+    let with = |more: &[&'static str]| [&WRITE, more].concat();
+    let (all, scripts) = (with(&collections), with(&["dropCollection"]));
+    // Collections come with the first document.
+    let notes = ["find", "insert", "update", "remove"];
     let mut privileges = vec![
         on(database, "", &all),
-        on(database, "system.js", &WRITE),
-        on(database, "system.views", &["find"]),
+        on(database, "system.js", &scripts),
         on(memory, "", &notes),
     ];
     privileges.extend(on_buckets(database, series, &WRITE));

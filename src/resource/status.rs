@@ -57,7 +57,7 @@ pub struct MongoMirrorStatus {
     /// The time of the target's own cluster, as `<seconds>.<increment>`, at which it was that: what
     /// is read there in a snapshot at this cluster time is exactly what the source was. It matters
     /// with `apply.mode: Parallel`, and as long as the target keeps its past, five minutes by default.
-    /// Absent until the first batch of changes.
+    /// Absent until the operator has written a first batch, and whenever `consistentAt` is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 21))]
     pub target_time: Option<String>,

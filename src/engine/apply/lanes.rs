@@ -13,7 +13,7 @@ use bson::{Timestamp, doc};
 use futures::future::join_all;
 use mongodb::ClientSession;
 
-use super::entity::{CollectionIndex, Entity};
+use super::entity::{CollectionIndex, Entity, Outcome};
 use super::gather::Batch;
 use super::writer::{Part, Prepared, Writer, Written};
 use crate::engine::bson::order::Value;
@@ -65,14 +65,21 @@ impl Writer {
         written: &mut Written,
     ) -> Result<()> {
         let lanes = self.lanes.writers.len();
-        if lanes == 0 || !is_worth_it(prepared, self.lanes.from) {
+        if lanes == 0 || !may_spread(prepared, self.lanes.from) {
+            return Ok(());
+        }
+        let together = together(prepared);
+        let lane = |entity: &Entity| lane(entity, &together, lanes);
+        let mut in_use = prepared.batch.entities().iter().map(lane);
+        let first = in_use.next();
+        if in_use.all(|other| Some(other) == first) {
             return Ok(());
         }
         let until = prepared.ahead.and(Some(prepared.position.time)).until();
         let ahead = doc! {"aheadUntil": until.map(Timestamp::from)};
         let announce = self.state.update(Write::AnnounceLanes, self.epoch, ahead);
         announce.await?;
-        let parts = deal(prepared, lanes);
+        let parts = deal(prepared, lanes, lane);
         let parts = self.lanes.writers.iter_mut().zip(&parts);
         let nothing = Written::default();
         let written_in = parts
@@ -94,39 +101,49 @@ impl Writer {
     }
 }
 
+/// Whether a batch is large enough, and a process that finds some of it there knows what to do: each
+/// of its documents is one that an event between the positions before and behind it has changed.
 /// What has to go with the position stays in its transaction, and so does what is refused already.
-fn is_worth_it(prepared: &Prepared, from: usize) -> bool {
-    let batch = &prepared.batch;
+fn may_spread(prepared: &Prepared, from: usize) -> bool {
+    let entities = prepared.batch.entities();
     prepared.part == Part::Whole
         && !prepared.in_command
+        && prepared.position.time > prepared.before
         && prepared.quarantined.is_empty()
         && prepared.missing.is_empty()
-        && batch.ranges_done.is_empty()
-        && batch.entities().len() >= from.max(2)
+        && prepared.batch.ranges_done.is_empty()
+        && entities.len() >= from
+        && entities.iter().all(|it| it.outcome != Outcome::Reconcile)
 }
 
-/// Deals the documents of a batch out, so that those of one lane never depend on another's.
-fn deal(prepared: &mut Prepared, lanes: usize) -> Vec<Prepared> {
-    let mut together: HashSet<CollectionIndex> = HashSet::new();
-    for entity in prepared.batch.entities() {
+/// The collections whose documents may depend on each other.
+fn together(prepared: &Prepared) -> HashSet<CollectionIndex> {
+    let entities = prepared.batch.entities().iter();
+    let depends = |entity: &&Entity| {
         let named = prepared.names.get(&entity.collection);
-        if named.is_none_or(|named| named.is_connected) || class(&entity.id).is_none() {
-            together.insert(entity.collection);
-        }
-    }
-    let lane = |entity: &Entity| {
-        let mut hasher = DefaultHasher::new();
-        entity.collection.hash(&mut hasher);
-        if !together.contains(&entity.collection) {
-            class(&entity.id).hash(&mut hasher);
-        }
-        usize::try_from(hasher.finish() % lanes as u64).unwrap_or(0)
+        named.is_none_or(|named| named.is_connected) || class(&entity.id).is_none()
     };
+    entities.filter(depends).map(|it| it.collection).collect()
+}
+
+/// Which lane a document goes to.
+fn lane(entity: &Entity, together: &HashSet<CollectionIndex>, lanes: usize) -> usize {
+    let mut hasher = DefaultHasher::new();
+    entity.collection.hash(&mut hasher);
+    if !together.contains(&entity.collection) {
+        class(&entity.id).hash(&mut hasher);
+    }
+    usize::try_from(hasher.finish() % lanes as u64).unwrap_or(0)
+}
+
+/// Deals the documents of a batch out.
+fn deal(prepared: &mut Prepared, lanes: usize, lane: impl Fn(&Entity) -> usize) -> Vec<Prepared> {
     let parts = prepared.batch.deal(lanes, lane);
     let part = |batch: Batch| Prepared {
         part: Part::Whole,
         batch,
         position: prepared.position.clone(),
+        before: prepared.before,
         names: prepared.names.clone(),
         ahead: prepared.ahead,
         in_command: false,

@@ -58,6 +58,8 @@ pub struct Prepared {
     pub batch: Batch,
     /// Where the mirror stands after it.
     pub position: Position,
+    /// Until when everything was there before it.
+    pub before: ClusterTime,
     /// The collections it touches.
     pub names: Names,
     /// What was ahead of the position before it.
@@ -203,7 +205,7 @@ impl Writer {
     /// # Errors
     /// [`Error::Fenced`] when another process took over; anything that several tries did not
     /// overcome. The target then holds either all of the batch or nothing of it, and the
-    /// checkpoint tells which.
+    /// checkpoint tells which; in lanes perhaps some of it, which the checkpoint has announced.
     pub async fn write(&mut self, mut prepared: Prepared) -> Result<Written> {
         let mut before = Written::default();
         self.write_outside(&prepared, &mut before).await?;

@@ -50,7 +50,10 @@ impl Owner<'_> {
                 paused = Some(Pause::Full);
                 break;
             }
-            if event.operation.is_document() {
+            let held = self.position.holds(event.time);
+            if held {
+                // The plan and every copy were made since.
+            } else if event.operation.is_document() {
                 if self.waiting_bytes >= self.share(EIGHTHS.2) {
                     paused = Some(Pause::Waiting);
                     break;
@@ -63,7 +66,7 @@ impl Owner<'_> {
                 tracing::debug!(mirror = %self.config.name, event = event.operation_name, "event without effect");
             }
             // A command that an earlier process had begun would have come first.
-            self.plan.in_command = false;
+            self.plan.in_command &= held;
             count += 1;
             self.progress.totals.events_read += 1;
             last = Some((event.time, event.token));
@@ -110,10 +113,6 @@ impl Owner<'_> {
 
     /// One document event: into the batch, into a range's queue, or nowhere.
     pub(super) fn route(&mut self, event: &Event<'_>) -> Result<()> {
-        if self.position.holds(event.time) {
-            // Everything that is copied was read since.
-            return Ok(());
-        }
         let Some(collection) = event
             .uuid
             .as_ref()
@@ -278,6 +277,7 @@ impl Owner<'_> {
             missing,
             batch,
             position: self.position.clone(),
+            before: self.committed.time,
             names,
             ahead: self.ahead,
             in_command: self.plan.in_command || is_torn,

@@ -276,6 +276,8 @@ impl<'a> Owner<'a> {
         progress.verification.last = plan.verified.take();
         progress.verification.running = None;
         progress.position = Some(plan.position.time);
+        // A batch of an earlier run may have arrived since.
+        progress.target_time = None;
         let now = Instant::now();
         let catalog = &plan.catalog;
         let least = |uuid: Uuid| {
@@ -393,6 +395,11 @@ impl<'a> Owner<'a> {
         self.lanes.abort_all();
         self.writer.task.abort();
         reading.abort();
+        if self.in_flight.is_some() {
+            // What of it is there, nobody knows.
+            self.publish
+                .send_modify(|progress| progress.consistent_at = None);
+        }
         finished
     }
 
