@@ -35,9 +35,15 @@ impl<'a> Release<'a> {
             kubernetes.run(make).await?;
         }
         let values = format!("image.repository={repository},image.tag={tag},log.format=text");
-        let wait = ["--wait", "--hide-notes"];
+        let wait = ["--wait", "--timeout=2m", "--hide-notes"];
         let install = ["install", RELEASE, CHART, "--set", &values];
-        release.run(&[&install[..], &wait].concat()).await?;
+        let installed = release.run(&[&install[..], &wait].concat()).await;
+        if installed.is_err() {
+            // There may be no log; then the error itself has to do.
+            let end = release.read_log(40).await.unwrap_or_default();
+            tell::note(&format!("\nThe end of the operator's log:\n{end}"));
+        }
+        installed?;
         release
             .run(&["test", RELEASE, "--logs", "--hide-notes"])
             .await?;
