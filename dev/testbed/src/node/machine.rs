@@ -52,13 +52,13 @@ iptables --table nat --list
 "#;
 
 /// The longest that apt-get may take to bring what it is asked for, in seconds.
-const APT_LIMIT: &str = "900";
+const APT_LIMIT: &str = "300";
 /// Mirrors that do not answer are given up soon, and so are others who hold dpkg's lock.
 const APT_OPTIONS: [&str; 4] = [
     "-qq",
     "-oAcquire::http::Timeout=20",
     "-oAcquire::Retries=2",
-    "-oDPkg::Lock::Timeout=300",
+    "-oDPkg::Lock::Timeout=120",
 ];
 
 /// The machine can be a node, or is made to; else what it lacks. Installs Debian packages if it
