@@ -76,8 +76,10 @@ impl<'a> Release<'a> {
 
     /// Where its status API is served, for this machine.
     pub async fn listen(&self) -> Result<String> {
-        let path = "jsonpath={.items[0].status.podIP}:8080";
-        let get = ["get", "pods", "-n", NAMESPACE, "-o", path];
+        let path = "jsonpath={.items[0].status.podIP}:\
+                    {.items[0].spec.containers[0].ports[0].containerPort}";
+        let own = "app.kubernetes.io/name=mongomirror";
+        let get = ["get", "pods", "-n", NAMESPACE, "-l", own, "-o", path];
         let output = self.kubernetes.plane().kubectl(&get).await?;
         Ok(output.checked()?)
     }
