@@ -8,7 +8,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 DEVELOPMENT := --workspace --locked --bins --example demo
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-cluster fuzz fetch lint fmt deny crds chart image sbom bench many demo clean
+.PHONY: help build test test-cluster fuzz fetch lint fmt deny crds chart image sbom bench many demo demo-cluster clean
 
 # Whatever takes docker's options: docker, podman, buildah.
 CONTAINER ?= docker
@@ -27,7 +27,7 @@ test: fetch ## Run all tests against real servers, which are fetched first
 	$(CARGO) test --workspace --locked
 
 test-cluster: fetch ## Test the chart on a real cluster of one node, as root
-	$(CARGO) test --locked --test cluster -- --nocapture
+	$(CARGO) test --workspace --locked --test cluster --test node -- --nocapture
 
 fuzz: fetch ## Fuzz a mirror; MINUTES=120 SEED=7 VERSION=6.0.5 (or 6.0.27, both) WITH=zombies
 	$(CARGO) test --locked --test fuzz -- --minutes $(or $(MINUTES),10) \
@@ -89,6 +89,10 @@ many: ## Measure one operator with many mirrors
 demo: ## Show it all: real servers, an operator, a mirror, changes, a pause, the proof
 	$(CARGO) build $(DEVELOPMENT)
 	$(TARGET)/debug/examples/demo
+
+demo-cluster: ## The same in a real cluster of one node, as root
+	$(CARGO) build $(DEVELOPMENT)
+	$(TARGET)/debug/examples/demo --cluster
 
 clean: ## Remove what was built; the fetched servers stay
 	$(CARGO) clean

@@ -2,7 +2,7 @@
 //!
 //! The house, from the roof down. A room imports only rooms below it:
 //!
-//! - [`cli`]: the commands (`operator`, `run`, `crd`)
+//! - [`cli`]: the commands (`operator`, `run`, `ready`, `roles`, `crd`)
 //! - [`operator`]: the control plane: Kubernetes resources and Secrets → mirrors, progress →
 //!   status
 //! - [`http`]: the status API, health and metrics

@@ -5,6 +5,7 @@ mod follow;
 mod manifest;
 mod operator;
 mod printer;
+mod ready;
 mod roles;
 mod run;
 mod signals;
@@ -46,6 +47,7 @@ struct Arguments {
 enum Command {
     Operator(operator::Arguments),
     Run(run::Arguments),
+    Ready(ready::Arguments),
     Roles(roles::Arguments),
     /// Print the CustomResourceDefinition.
     ///
@@ -81,6 +83,12 @@ fn execute(command: Command, printer: &Printer) -> Result<(), Box<dyn Error>> {
         }
         Command::Run(arguments) => {
             until_stopped(async |stop| run::execute(arguments, printer, stop).await)
+        }
+        Command::Ready(arguments) => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            Ok(runtime.block_on(ready::execute(&arguments, printer))?)
         }
         Command::Roles(arguments) => {
             roles::execute(&arguments, printer);

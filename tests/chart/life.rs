@@ -30,6 +30,23 @@ kind: Namespace
 metadata: {name: shop}
 ";
 
+/// What a pod needs to be there, with values that name all there is.
+const NEEDED: &str = "
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: default, namespace: mongomirror-system}
+---
+apiVersion: scheduling.k8s.io/v1
+kind: PriorityClass
+metadata: {name: high}
+value: 1
+---
+apiVersion: node.k8s.io/v1
+kind: RuntimeClass
+metadata: {name: sandboxed}
+handler: runc
+";
+
 /// A control plane with helm.
 pub struct Cluster {
     pub plane: ControlPlane,
@@ -119,11 +136,15 @@ fn earlier(folder: &Path) {
         std::fs::create_dir_all(to.parent().unwrap()).unwrap();
         std::fs::write(to, change(text)).unwrap();
     };
-    for entry in std::fs::read_dir(chart().join("templates")).unwrap() {
-        let name = entry.unwrap().file_name();
-        copy(&format!("templates/{}", name.to_string_lossy()), &|text| {
-            text
-        });
+    for folder in ["templates", "templates/tests"] {
+        let entries = std::fs::read_dir(chart().join(folder)).unwrap();
+        let files = entries.map(Result::unwrap).filter(|it| it.path().is_file());
+        for file in files {
+            let name = file.file_name();
+            copy(&format!("{folder}/{}", name.to_string_lossy()), &|text| {
+                text
+            });
+        }
     }
     for name in [
         "values.yaml",
@@ -151,6 +172,7 @@ async fn try_out(cluster: &Cluster, manifest: &str) -> testbed::Output {
 #[tokio::test]
 async fn an_api_server_takes_what_the_chart_makes_of_any_values() {
     let cluster = Cluster::start(false).await;
+    cluster.apply(NEEDED).await;
     let matrix = [
         "",
         ALL,

@@ -134,6 +134,7 @@ async fn what_is_not_asked_for_is_not_made() {
         "ClusterRoleBinding mongomirror",
         "CustomResourceDefinition mongomirrors.mongomirror.dev",
         "Deployment mongomirror",
+        "Pod mongomirror-test",
         "Service mongomirror",
         "ServiceAccount mongomirror",
     ];
@@ -155,6 +156,7 @@ replicas: 2
         "ClusterRole the-mirror-view",
         "Deployment the-mirror",
         "NetworkPolicy the-mirror",
+        "Pod the-mirror-test",
         "PodDisruptionBudget the-mirror",
         // In two namespaces.
         "Role the-mirror",
@@ -202,16 +204,55 @@ async fn one_operator_is_replaced_and_several_agree() {
     ];
     assert_eq!(args(&three), [&expected[..], &more].concat());
     for deployment in [&one, &three] {
-        let operator = Command::new(env!("CARGO_BIN_EXE_mongomirror"))
-            .args(args(deployment))
-            .arg("--help")
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&operator.stderr);
-        assert!(
-            operator.status.success(),
-            "the operator does not know it: {said}"
-        );
+        assert_understood(&args(deployment));
+    }
+}
+
+/// The program knows these arguments.
+fn assert_understood(args: &[String]) {
+    let program = Command::new(env!("CARGO_BIN_EXE_mongomirror"))
+        .args(args)
+        .arg("--help")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&program.stderr);
+    assert!(program.status.success(), "{args:?}: {said}");
+}
+
+#[tokio::test]
+async fn helm_test_asks_the_service_from_a_pod_like_the_operators() {
+    let chart = Chart::new().await;
+    for (values, name, url) in [
+        (
+            "",
+            RELEASE,
+            "http://mongomirror.mongomirror-system.svc:8080",
+        ),
+        (
+            ALL,
+            "the-mirror",
+            "http://the-mirror.mongomirror-system.svc:80",
+        ),
+    ] {
+        let objects = chart.objects(values).await;
+        let test = objects.get("Pod", &format!("{name}-test"));
+        let (pod, operators) = (&test["spec"], objects.get("Deployment", name));
+        assert_eq!(test["metadata"]["annotations"]["helm.sh/hook"], "test");
+        let own = &pod["containers"][0];
+        assert_eq!(own["args"], json!(["ready", url]));
+        assert_understood(&["ready".into(), url.into()]);
+        for field in ["image", "command", "securityContext", "resources"] {
+            assert_eq!(own[field], container(operators)[field], "{field}");
+        }
+        let operators = &operators["spec"]["template"]["spec"];
+        for field in ["securityContext", "imagePullSecrets", "tolerations"] {
+            assert_eq!(pod[field], operators[field], "{field}");
+        }
+        assert_eq!(pod["automountServiceAccountToken"], false);
+    }
+    for values in ["test: {enabled: false}", "service: {enabled: false}"] {
+        let objects = chart.objects(values).await;
+        assert!(objects.find("Pod", "mongomirror-test").is_none());
     }
 }
 
@@ -222,10 +263,13 @@ async fn names_labels_and_annotations_are_on_everything() {
     for object in &objects.0 {
         let metadata = &object["metadata"];
         assert_eq!(metadata["labels"]["team"], "data", "{metadata}");
-        assert_eq!(
-            metadata["labels"]["app.kubernetes.io/name"], "mirror",
-            "{metadata}"
-        );
+        // What finds the operator's pods must not find the one of `helm test`.
+        let name = match object["kind"] == "Pod" {
+            true => "mirror-test",
+            false => "mirror",
+        };
+        let label = &metadata["labels"]["app.kubernetes.io/name"];
+        assert_eq!(label, name, "{metadata}");
         assert_eq!(metadata["annotations"]["owner"], "data", "{metadata}");
     }
     let deployment = objects.get("Deployment", "the-mirror");
@@ -256,12 +300,21 @@ async fn names_labels_and_annotations_are_on_everything() {
 }
 
 #[tokio::test]
-async fn the_network_policy_lets_out_what_a_mirror_needs_and_nobody_in() {
+async fn the_network_policy_lets_out_what_a_mirror_needs_and_in_who_tests_it() {
     let chart = Chart::new().await;
+    let nobody = "{networkPolicy: {enabled: true}, test: {enabled: false}}";
+    let objects = chart.objects(nobody).await;
+    let spec = &objects.get("NetworkPolicy", RELEASE)["spec"];
+    assert_eq!(spec["ingress"], json!([]));
+
     let objects = chart.objects("networkPolicy: {enabled: true}").await;
     let spec = &objects.get("NetworkPolicy", RELEASE)["spec"];
     assert_eq!(spec["policyTypes"], json!(["Ingress", "Egress"]));
-    assert_eq!(spec["ingress"], json!([]));
+    let from = &spec["ingress"][0]["from"];
+    assert_eq!(from.as_array().unwrap().len(), 1, "{from}");
+    let labels = from[0]["podSelector"]["matchLabels"].as_object().unwrap();
+    let test = &objects.get("Pod", "mongomirror-test")["metadata"]["labels"];
+    assert!(labels.iter().all(|(key, value)| test[key] == *value));
     let port = |port: u16, protocol: &str| json!({"port": port, "protocol": protocol});
     let dns = json!({"namespaceSelector":
         {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}});
@@ -278,6 +331,7 @@ async fn the_network_policy_lets_out_what_a_mirror_needs_and_nobody_in() {
         spec["ingress"][0]["ports"],
         json!([{"port": "http", "protocol": "TCP"}])
     );
+    assert_eq!(spec["ingress"][0]["from"].as_array().unwrap().len(), 2);
     let to: Vec<_> = (0..4)
         .map(|rule| &spec["egress"][rule]["to"][0]["ipBlock"]["cidr"])
         .collect();

@@ -24,7 +24,7 @@ fn other(path: &str, all: &Value) -> Value {
     match path {
         "crds.install" | "rbac.create" | "rbac.aggregate" => json!(false),
         "serviceAccount.create" | "service.enabled" => json!(false),
-        "networkPolicy.enabled" | "podDisruptionBudget.enabled" => json!(false),
+        "networkPolicy.enabled" | "podDisruptionBudget.enabled" | "test.enabled" => json!(false),
         "podDisruptionBudget.minAvailable" => json!("50%"),
         "podDisruptionBudget.maxUnavailable" => json!("60%"),
         "podSecurityContext" => json!({"runAsUser": 1000}),

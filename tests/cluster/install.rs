@@ -36,6 +36,26 @@ pub async fn a_restricted_namespace_takes_the_release(stage: &Stage) {
     stage.all_ready().await;
 }
 
+pub async fn helm_test_says_whether_it_is_ready(stage: &Stage) {
+    let test = ["test", RELEASE, "-n", OWN, "--logs"];
+    let said = stage.helm(&test).await;
+    assert!(said.contains("Succeeded") && said.contains("ok"), "{said}");
+
+    let scale = async |replicas: &str| {
+        let scale = ["scale", "deployment", RELEASE, "-n", OWN, replicas];
+        stage.kubectl(&scale).await;
+    };
+    scale("--replicas=0").await;
+    stage.no_operators().await;
+    let said = stage.try_helm(&test).await.expect_err("nobody is ready");
+    assert!(said.contains("mongomirror-test failed"), "{said}");
+    let logs = ["logs", "-n", OWN, "mongomirror-test"];
+    let logs = stage.kubectl(&logs).await;
+    assert!(logs.contains("nothing answers at http://"), "{logs}");
+    scale("--replicas=2").await;
+    stage.all_ready().await;
+}
+
 pub async fn a_first_mirror_is_live_and_told_to_kubectl(stage: &Stage) {
     let source = stage.source.database(stage).await;
     let target = stage.target.database(stage).await;

@@ -18,11 +18,11 @@ use testbed::Cluster;
 #[tokio::test(flavor = "multi_thread")]
 async fn mirrors_live_through_everything_that_happens_in_a_cluster() {
     if let Err(why) = Cluster::prepare().await {
-        eprintln!("not run, since there can be no node here: {why}");
-        return;
+        panic!("{why}");
     }
     let stage = Stage::start().await;
     scene!(stage, install::a_restricted_namespace_takes_the_release);
+    scene!(stage, install::helm_test_says_whether_it_is_ready);
     scene!(stage, install::a_first_mirror_is_live_and_told_to_kubectl);
     scene!(
         stage,

@@ -41,33 +41,32 @@ pub struct Stage {
 impl Stage {
     pub async fn start() -> Self {
         let begun = Instant::now();
-        let stage = Self {
-            cluster: Cluster::start().await.expect("a cluster"),
-            helm: Helm::find().await.expect("helm"),
-            source: Mongo::new("source"),
-            target: Mongo::new("target"),
-        };
+        let cluster = Cluster::start().await;
+        let cluster = cluster.unwrap_or_else(|error| panic!("{error}"));
         eprintln!("{:6.1?} the cluster", begun.elapsed());
         let begun = Instant::now();
         let operator = Path::new(env!("CARGO_BIN_EXE_mongomirror"));
-        for image in [
-            Image::of(OPERATOR_IMAGE, operator),
-            Image::of_mongod(MONGOD_IMAGE, None),
-        ] {
-            let image = image.expect("an image");
-            stage.cluster.import(&image).await.expect("it is taken");
+        let operator = Image::of(OPERATOR_IMAGE, operator).expect("an image");
+        let mongod = Image::of_mongod(MONGOD_IMAGE, None).expect("an image");
+        for image in [&operator, &mongod] {
+            cluster.import(image).await.expect("it is taken");
         }
         eprintln!("{:6.1?} images", begun.elapsed());
         let begun = Instant::now();
-        stage.restricted_namespace(SHOP).await;
-        for mongo in [&stage.source, &stage.target] {
-            mongo.start(&stage, MONGOD_IMAGE).await;
-        }
-        for mongo in [&stage.source, &stage.target] {
-            mongo.initiate(&stage).await;
-        }
+        let namespace = restricted_namespace(SHOP);
+        let apply = ["apply", "-f", "-"];
+        checked(cluster.plane().kubectl_stdin(&apply, &namespace).await);
+        let (source, target) = tokio::join!(
+            Mongo::start(&cluster, "source", &mongod),
+            Mongo::start(&cluster, "target", &mongod),
+        );
         eprintln!("{:6.1?} servers", begun.elapsed());
-        stage
+        Self {
+            cluster,
+            helm: Helm::find().await.expect("helm"),
+            source,
+            target,
+        }
     }
 
     pub fn cluster(&self) -> &Cluster {
@@ -76,11 +75,7 @@ impl Stage {
 
     /// A namespace whose pods have to be restricted.
     pub async fn restricted_namespace(&self, name: &str) {
-        self.apply(&format!(
-            "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n  \
-             labels: {{pod-security.kubernetes.io/enforce: restricted}}\n"
-        ))
-        .await;
+        self.apply(&restricted_namespace(name)).await;
     }
 
     pub async fn apply(&self, manifest: &str) -> String {
@@ -113,6 +108,16 @@ impl Stage {
     pub async fn helm(&self, arguments: &[&str]) -> String {
         let admin = self.cluster.plane().admin_kubeconfig();
         checked(self.helm.run_as(admin, arguments).await)
+    }
+
+    /// What it says, or all that it says when it fails.
+    pub async fn try_helm(&self, arguments: &[&str]) -> Result<String, String> {
+        let admin = self.cluster.plane().admin_kubeconfig();
+        let output = self.helm.run_as(admin, arguments).await.expect("helm");
+        match output.success {
+            true => Ok(output.stdout),
+            false => Err(output.stdout + &output.stderr),
+        }
     }
 
     /// `helm install` or `upgrade` of the chart with the operator's image, waiting until it runs.
@@ -262,6 +267,13 @@ impl Drop for Stage {
             });
         }
     }
+}
+
+fn restricted_namespace(name: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n  \
+         labels: {{pod-security.kubernetes.io/enforce: restricted}}\n"
+    )
 }
 
 fn checked(output: testbed::Result<Output>) -> String {

@@ -47,12 +47,51 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
-{{/* The metadata of an object but its name and namespace. Called with a dict: root, and labels and
-annotations beside the common ones. The chart's own labels win. */}}
+{{/* Whether there is a pod for `helm test`, which needs the Service. */}}
+{{- define "mongomirror.test" -}}
+{{- if and .Values.test.enabled .Values.service.enabled -}}true{{- end -}}
+{{- end -}}
+
+{{/* The pod of `helm test`: nothing that selects the operator's pods may find it. */}}
+{{- define "mongomirror.testLabels" -}}
+app.kubernetes.io/name: {{ printf "%s-test" (include "mongomirror.name" . | trunc 58 | trimSuffix "-") }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{/* What all pods of the chart have in common. */}}
+{{- define "mongomirror.pod" -}}
+{{- range $field := list "imagePullSecrets" "priorityClassName" "runtimeClassName" "nodeSelector" "tolerations" }}
+{{- with get $.Values $field }}
+{{ dict $field . | toYaml }}
+{{- end }}
+{{- end }}
+{{- with .Values.podSecurityContext }}
+securityContext:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* And all containers. */}}
+{{- define "mongomirror.container" -}}
+image: {{ include "mongomirror.image" . | quote }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+command: [mongomirror]
+{{- with .Values.securityContext }}
+securityContext:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.resources }}
+resources:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* The metadata of an object but its name and namespace. Called with a dict: root, labels and
+annotations beside the common ones, and own labels instead of the operator's. The chart's own win. */}}
 {{- define "mongomirror.metadata" -}}
 {{- $labels := mergeOverwrite (deepCopy (.root.Values.commonLabels | default dict)) (.labels | default dict) -}}
 labels:
-  {{- toYaml (mergeOverwrite $labels (include "mongomirror.ownLabels" .root | fromYaml)) | nindent 2 }}
+  {{- toYaml (mergeOverwrite $labels (include "mongomirror.ownLabels" .root | fromYaml) (.own | default dict)) | nindent 2 }}
 {{- with mergeOverwrite (deepCopy (.root.Values.commonAnnotations | default dict)) (.annotations | default dict) }}
 annotations:
   {{- toYaml . | nindent 2 }}

@@ -53,11 +53,11 @@ pub fn readme(folder: &Path) -> Result<String> {
 pub async fn manifest(folder: &Path) -> Result<String> {
     let helm = Helm::find().await?;
     let chart = folder.to_string_lossy();
-    // Without Helm nothing is uninstalled, so there is nothing to keep.
-    let keep = ["--set", "crds.keep=false"];
+    // Without Helm nothing is uninstalled, so there is nothing to keep; nor tested.
+    let alone = ["--set", "crds.keep=false", "--skip-tests"];
     let template = ["template", "mongomirror", &*chart, "--namespace", NAMESPACE];
     let rendered = helm
-        .run(&[&template[..], &keep].concat())
+        .run(&[&template[..], &alone].concat())
         .await?
         .checked()?;
     let of_helm = |line: &&str| {

@@ -52,9 +52,7 @@ pub enum Entry {
 /// A DNS server at a loopback address of its own. Only those who may listen at port 53 and mount
 /// can have one.
 pub struct Dns {
-    entries: Arc<Mutex<Vec<Entry>>>,
-    asked: Arc<Mutex<Vec<String>>>,
-    stop: Arc<AtomicBool>,
+    server: NameServer,
     folder: tempfile::TempDir,
 }
 
@@ -62,39 +60,14 @@ impl Dns {
     /// Starts one that knows these names.
     pub fn start(entries: Vec<Entry>) -> Result<Self> {
         let (address, socket) = bind()?;
-        let dns = Self::serve(socket, entries)?;
+        let dns = Self {
+            server: NameServer::serve(socket, entries)?,
+            folder: tempfile::tempdir().context(|| "make a folder".into())?,
+        };
         let file = dns.resolv_conf();
         fs::write(&file, format!("nameserver {address}\n"))
             .context(|| format!("write {}", file.display()))?;
         dns.may_mount()?;
-        Ok(dns)
-    }
-
-    /// Starts one at an address of this machine, for a network behind it. It knows no name yet.
-    pub(crate) fn at(address: Ipv4Addr) -> Result<Self> {
-        let socket = UdpSocket::bind(SocketAddr::new(IpAddr::V4(address), PORT))
-            .context(|| format!("listen for DNS at {address}"))?;
-        Self::serve(socket, Vec::new())
-    }
-
-    fn serve(socket: UdpSocket, entries: Vec<Entry>) -> Result<Self> {
-        let folder = tempfile::tempdir().context(|| "make a folder".into())?;
-        let dns = Self {
-            entries: Arc::new(Mutex::new(entries)),
-            asked: Arc::default(),
-            stop: Arc::default(),
-            folder,
-        };
-        let server = Server {
-            socket,
-            entries: dns.entries.clone(),
-            asked: dns.asked.clone(),
-            stop: dns.stop.clone(),
-        };
-        thread::Builder::new()
-            .name("testbed-dns".into())
-            .spawn(move || server.serve())
-            .context(|| "start a thread".into())?;
         Ok(dns)
     }
 
@@ -104,12 +77,12 @@ impl Dns {
 
     /// From now on it knows these names, and no other.
     pub fn set(&self, entries: Vec<Entry>) {
-        *self.entries.lock().unwrap_or_else(PoisonError::into_inner) = entries;
+        self.server.set(entries);
     }
 
     /// What it was asked so far: `SRV _mongodb._tcp.shop.test.`
     pub fn asked(&self) -> Vec<String> {
-        let asked = self.asked.lock();
+        let asked = self.server.asked.lock();
         asked.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -147,7 +120,47 @@ impl Dns {
     }
 }
 
-impl Drop for Dns {
+/// The server alone, as long as it lives.
+pub(crate) struct NameServer {
+    entries: Arc<Mutex<Vec<Entry>>>,
+    asked: Arc<Mutex<Vec<String>>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl NameServer {
+    /// Starts one at an address of this machine, for a network behind it. It knows no name yet.
+    pub(crate) fn at(address: Ipv4Addr) -> Result<Self> {
+        let socket = UdpSocket::bind(SocketAddr::new(IpAddr::V4(address), PORT))
+            .context(|| format!("listen for DNS at {address}"))?;
+        Self::serve(socket, Vec::new())
+    }
+
+    fn serve(socket: UdpSocket, entries: Vec<Entry>) -> Result<Self> {
+        let names = Self {
+            entries: Arc::new(Mutex::new(entries)),
+            asked: Arc::default(),
+            stop: Arc::default(),
+        };
+        let server = Server {
+            socket,
+            entries: names.entries.clone(),
+            asked: names.asked.clone(),
+            stop: names.stop.clone(),
+        };
+        thread::Builder::new()
+            .name("testbed-dns".into())
+            .spawn(move || server.serve())
+            .context(|| "start a thread".into())?;
+        Ok(names)
+    }
+
+    /// From now on it knows these names, and no other.
+    pub(crate) fn set(&self, entries: Vec<Entry>) {
+        *self.entries.lock().unwrap_or_else(PoisonError::into_inner) = entries;
+    }
+}
+
+impl Drop for NameServer {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
     }

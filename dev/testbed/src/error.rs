@@ -25,6 +25,10 @@ pub enum Error {
         hint: String,
     },
 
+    /// This machine cannot have a node, whatever is installed on it.
+    #[error("this machine cannot be a node: {0}")]
+    NoNode(String),
+
     /// A program that ran to its end reported failure.
     #[error("{what} failed ({status}): {stderr}")]
     Failed {

@@ -47,7 +47,7 @@ pub use disk::Disk;
 pub use dns::{Dns, Entry};
 pub use error::{Error, Result};
 pub use mongod::{Builder, Node, ROOT_PASSWORD, ROOT_USER, ReplicaSet, Standalone};
-pub use node::{Cluster, Image};
+pub use node::{Cluster, Image, PodSet};
 pub use process::Process;
 pub use proxy::{Connection, Direction, Proxy};
 pub use scratch::scratch_root;

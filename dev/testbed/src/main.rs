@@ -43,6 +43,9 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         operator_roles: Option<PathBuf>,
     },
+    /// See whether this machine can be a node, and install the Debian packages that it lacks for it.
+    /// Ends with 3, and prints why, where nothing that could be installed would help.
+    Prepare,
     /// Run a cluster of one node until Ctrl-C. Prints the path of a kubeconfig on stdout.
     Cluster {
         /// Programs to make images of: `testbed.local/NAME:test` has the program NAME, and the
@@ -121,11 +124,17 @@ async fn main() -> ExitCode {
             controller_manager,
             operator_roles,
         } => control_plane(controller_manager, operator_roles).await,
+        Command::Prepare => Cluster::prepare().await,
         Command::Cluster { images } => cluster(images).await,
         Command::Chart { what, folder } => of_chart(what, &folder).await,
     };
-    let Err(error) = done else {
-        return ExitCode::SUCCESS;
+    let error = match done {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(error @ testbed::Error::NoNode(_)) => {
+            println!("{error}");
+            return ExitCode::from(3);
+        }
+        Err(error) => error,
     };
     eprintln!("testbed: {error}");
     let mut cause = error.source();

@@ -1,4 +1,4 @@
-//! The control plane, and kubectl as one would type it.
+//! Kubernetes, and kubectl as one would type it.
 
 use std::{
     env,
@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use testbed::{ControlPlane, Program, scratch_root};
+use testbed::{Cluster, ControlPlane, Program, scratch_root};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::Command,
@@ -19,29 +19,57 @@ use crate::{Result, tell};
 /// Longest wait for a mirror to be where it shall be.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// A control plane without nodes: what runs in it runs as a process of this machine.
+/// A running Kubernetes.
 pub struct Kubernetes {
-    plane: ControlPlane,
+    place: Place,
     kubectl: PathBuf,
 }
 
+enum Place {
+    /// Without nodes: what runs in it runs as a process of this machine.
+    Plane(Box<ControlPlane>),
+    /// With one.
+    Cluster(Box<Cluster>),
+}
+
 impl Kubernetes {
-    pub async fn start() -> Result<Self> {
-        let plane = ControlPlane::builder().start().await?;
+    /// A control plane, or a whole cluster.
+    pub async fn start(with_node: bool) -> Result<Self> {
+        let place = match with_node {
+            true => Place::Cluster(Box::new(Cluster::start().await?)),
+            false => Place::Plane(Box::new(ControlPlane::builder().start().await?)),
+        };
         let kubectl = Program::Kubectl.fetch().await?;
-        tell::note(&format!("kube-apiserver runs at {}.", plane.url()));
-        Ok(Self { plane, kubectl })
+        let kubernetes = Self { place, kubectl };
+        let url = kubernetes.plane().url();
+        tell::note(&format!("kube-apiserver runs at {url}."));
+        Ok(kubernetes)
+    }
+
+    pub fn plane(&self) -> &ControlPlane {
+        match &self.place {
+            Place::Plane(plane) => plane,
+            Place::Cluster(cluster) => cluster.plane(),
+        }
+    }
+
+    /// The cluster, if there is a node.
+    pub fn cluster(&self) -> Option<&Cluster> {
+        match &self.place {
+            Place::Plane(_) => None,
+            Place::Cluster(cluster) => Some(cluster),
+        }
     }
 
     /// A kubeconfig with the rights of a ClusterRole.
     pub async fn operator_kubeconfig(&self, roles: &Path) -> Result<PathBuf> {
-        Ok(self.plane.operator_kubeconfig(roles).await?)
+        Ok(self.plane().operator_kubeconfig(roles).await?)
     }
 
     /// Runs kubectl and shows what it says.
     pub async fn run(&self, arguments: &[&str]) -> Result<()> {
         tell::command(&typed(arguments));
-        tell::output(&self.plane.kubectl(arguments).await?.checked()?);
+        tell::output(&self.plane().kubectl(arguments).await?.checked()?);
         Ok(())
     }
 
@@ -51,7 +79,7 @@ impl Kubernetes {
         tell::output(manifests);
         tell::output("END");
         let arguments = ["apply", "-f", "-"];
-        let output = self.plane.kubectl_stdin(&arguments, manifests).await?;
+        let output = self.plane().kubectl_stdin(&arguments, manifests).await?;
         tell::output(&output.checked()?);
         Ok(())
     }
@@ -82,7 +110,7 @@ impl Kubernetes {
         tell::command(&typed(&arguments));
         let mut kubectl = Command::new(&self.kubectl)
             .args(arguments)
-            .env("KUBECONFIG", self.plane.admin_kubeconfig())
+            .env("KUBECONFIG", self.plane().admin_kubeconfig())
             .env("KUBECACHEDIR", scratch_root()?.join("kubectl"))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -108,7 +136,7 @@ impl Kubernetes {
 
     /// What a shell needs to talk to it.
     pub fn environment(&self) -> String {
-        let kubeconfig = self.plane.admin_kubeconfig().display();
+        let kubeconfig = self.plane().admin_kubeconfig().display();
         let folder = self.kubectl.parent().unwrap_or(Path::new("/"));
         let path = env::var_os("PATH").unwrap_or_default();
         if env::split_paths(&path).any(|known| known == folder) {

@@ -1,10 +1,13 @@
 //! `make demo`: a mirror from its first document to the proof, with real servers on this machine.
+//! `make demo-cluster`: the same in a real cluster of one node, with the chart.
 //!
 //! On a terminal everything stays up until Ctrl-C, so that one can look around; otherwise it ends
 //! when the proof is done.
 
 mod kubernetes;
 mod operator;
+mod release;
+mod servers;
 mod shop;
 mod tell;
 
@@ -16,11 +19,12 @@ use std::{
 };
 
 use bson::{Bson, doc};
-use testbed::ReplicaSet;
+use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
 use kubernetes::Kubernetes;
 use operator::Operator;
+use servers::Servers;
 use shop::{SOURCE, Shop, TARGET};
 
 /// What goes wrong here is printed and ends the demo; no code looks into it.
@@ -35,9 +39,17 @@ const USER: (&str, &str) = ("mongomirror", "demo-password");
 /// The name of the MongoMirror.
 const MIRROR: &str = "orders";
 
+/// Shows a mirror from its first document to the proof.
+#[derive(Parser)]
+struct Arguments {
+    /// In a real cluster of one node, which takes root, instead of as processes.
+    #[arg(long)]
+    cluster: bool,
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
-    match demo().await {
+    match demo(Arguments::parse().cluster).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tell::failure(&*error);
@@ -46,36 +58,45 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn demo() -> Result<()> {
+async fn demo(with_node: bool) -> Result<()> {
     let begun = Instant::now();
     tell::note(
         "MongoMirror keeps a second MongoDB database exactly equal to a first one, live.\n\
          What follows are real servers on this machine. The first time they are fetched or\n\
          built, which takes minutes.",
     );
-    let Some(stage) = unless_stopped(Stage::set_up()).await? else {
+    let stage = async {
+        match with_node {
+            true => Stage::in_a_cluster().await,
+            false => Stage::on_this_machine().await,
+        }
+    };
+    let Some(stage) = unless_stopped(stage).await? else {
         return Ok(());
     };
     tell::step("The operator, with the rights of its chart and no others");
-    let operator = Operator::start(&stage.kubernetes).await?;
-    let (log, listen) = (operator.log().to_owned(), operator.listen());
+    let operator = Operator::start(&stage.kubernetes);
+    let Some(operator) = unless_stopped(operator).await? else {
+        return Ok(());
+    };
     let story = async {
         stage.show().await?;
         tell::step("What the operator logged");
-        tell::output(&operator::read_log(&log, 12));
+        tell::output(&operator.read_log(12).await?);
         tell::note(&format!(
             "\nAll of this took {} s.",
             begun.elapsed().as_secs()
         ));
         if io::stdin().is_terminal() && io::stdout().is_terminal() {
-            stage.invite(listen, &log);
+            stage.invite(&operator).await?;
             std::future::pending::<()>().await;
         }
         Ok(())
     };
     let told = unless_stopped(operator.while_running(story)).await;
     if told.is_err() {
-        let end = operator::read_log(&log, 40);
+        // What went wrong is told below, and more important than a log that cannot be read.
+        let end = operator.read_log(40).await.unwrap_or_default();
         tell::note(&format!("\nThe end of the operator's log:\n{end}"));
     }
     // Whatever happened: the mirror finishes its batch.
@@ -84,29 +105,24 @@ async fn demo() -> Result<()> {
 
 /// The servers, and what is in them.
 struct Stage {
-    set: ReplicaSet,
+    servers: Servers,
     shop: Shop,
     kubernetes: Kubernetes,
 }
 
 impl Stage {
-    async fn set_up() -> Result<Self> {
+    async fn on_this_machine() -> Result<Self> {
         tell::step("A MongoDB replica set");
-        let set = ReplicaSet::builder()
-            .auth(true)
-            .cache_gb(0.5)
-            .start()
-            .await?;
-        tell::note(&format!("mongod {} runs.", set.version()));
-        set.create_user(USER.0, USER.1, roles()).await?;
+        let servers = Servers::on_this_machine(USER).await?;
+        servers.create_user(USER, roles()).await?;
         tell::note(&format!(
             "The mirror's user may read {SOURCE}, and write {TARGET} and its own notes."
         ));
-        let shop = Shop::open(&set).await?;
+        let shop = Shop::open(servers.client.clone());
         shop.fill(ORDERS).await?;
 
         tell::step("A Kubernetes control plane that knows MongoMirrors");
-        let kubernetes = Kubernetes::start().await?;
+        let kubernetes = Kubernetes::start(false).await?;
         kubernetes
             .run(&["apply", "-f", "crds/mongomirrors.yaml"])
             .await?;
@@ -115,7 +131,26 @@ impl Stage {
             .run(&["wait", "--for=condition=Established", definition])
             .await?;
         Ok(Self {
-            set,
+            servers,
+            shop,
+            kubernetes,
+        })
+    }
+
+    async fn in_a_cluster() -> Result<Self> {
+        tell::step("A Kubernetes cluster of one node");
+        let kubernetes = Kubernetes::start(true).await?;
+        kubernetes.run(&["get", "nodes", "-o", "wide"]).await?;
+
+        tell::step("A MongoDB replica set, in a pod");
+        let cluster = kubernetes.cluster().ok_or("there is no node")?;
+        let servers = Servers::in_a_pod(cluster, USER).await?;
+        servers.create_user(USER, roles()).await?;
+        kubernetes.run(&["get", "pods", "-o", "wide"]).await?;
+        let shop = Shop::open(servers.client.clone());
+        shop.fill(ORDERS).await?;
+        Ok(Self {
+            servers,
             shop,
             kubernetes,
         })
@@ -124,16 +159,14 @@ impl Stage {
     /// A mirror's life: copied, live, paused, live again, proved.
     async fn show(&self) -> Result<()> {
         let Self {
-            set,
+            servers,
             shop,
             kubernetes,
         } = self;
         let look = ["get", "mongomirror", MIRROR];
 
         tell::step("A Secret and a MongoMirror");
-        kubernetes
-            .apply(&manifests(&set.uri_as(USER.0, USER.1)))
-            .await?;
+        kubernetes.apply(&manifests(&servers.uri_of_mirror)).await?;
 
         tell::step("From the first document to live");
         kubernetes
@@ -162,7 +195,7 @@ impl Stage {
     }
 
     /// What there is to try as long as everything is up.
-    fn invite(&self, listen: std::net::SocketAddr, log: &std::path::Path) {
+    async fn invite(&self, operator: &Operator<'_>) -> Result<()> {
         tell::step("Look around");
         tell::output(&format!(
             "{environment}\n\
@@ -172,13 +205,15 @@ impl Stage {
              kubectl patch mongomirror {MIRROR} --type merge -p '{{\"spec\":{{\"enabled\":false}}}}'\n\
              curl -s http://{listen}/api/v1/mirrors\n\
              curl -s http://{listen}/metrics\n\
-             tail -f {log}\n\
+             {log}\n\
              mongosh '{uri}'",
             environment = self.kubernetes.environment(),
-            log = log.display(),
-            uri = self.set.uri(),
+            listen = operator.listen().await?,
+            log = operator.log_command(),
+            uri = self.servers.uri,
         ));
         tell::note("\nEverything stays up until Ctrl-C.");
+        Ok(())
     }
 }
 

@@ -1,14 +1,14 @@
-//! The operator as a process.
+//! The operator: a process, or a release of the chart where there is a node.
 
 use std::{
     env, fs,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
 };
 
 use testbed::{Process, scratch_root};
 
-use crate::{Result, kubernetes::Kubernetes, tell};
+use crate::{Result, kubernetes::Kubernetes, release::Release, tell};
 
 /// The rights that its chart gives it.
 const ROLES: &str = "charts/mongomirror/files/clusterrole.yaml";
@@ -17,47 +17,76 @@ const ROLES: &str = "charts/mongomirror/files/clusterrole.yaml";
 const PROGRAM: &str = "MONGOMIRROR_BIN";
 
 /// The running operator.
-pub struct Operator {
-    process: Process,
-    log: PathBuf,
-    listen: SocketAddr,
+pub enum Operator<'a> {
+    Process {
+        process: Box<Process>,
+        log: PathBuf,
+        listen: String,
+    },
+    Release(Release<'a>),
 }
 
-impl Operator {
-    /// Starts it, as a pod would, with a service account's token.
-    pub async fn start(kubernetes: &Kubernetes) -> Result<Self> {
+impl<'a> Operator<'a> {
+    /// Starts it where it can run.
+    pub async fn start(kubernetes: &'a Kubernetes) -> Result<Self> {
+        if kubernetes.cluster().is_some() {
+            return Release::install(kubernetes).await.map(Self::Release);
+        }
+        // As a pod would, with a service account's token.
         let kubeconfig = kubernetes.operator_kubeconfig(Path::new(ROLES)).await?;
         let program = program()?;
         let log = scratch_root()?.join("operator.log");
         // Whoever is given a port by the system does not get this one again soon.
         let listen = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-        let arguments = ["operator", "--listen", &listen.to_string()];
+        let listen = listen.to_string();
+        let arguments = ["operator", "--listen", &listen];
         tell::command(&format!("mongomirror {}", arguments.join(" ")));
         let kubeconfig = ("KUBECONFIG".into(), kubeconfig.into());
         // A group of its own: Ctrl-C goes to the terminal's; the demo decides when it ends.
         let process = Process::start("the operator", program, arguments, [kubeconfig], &log)?;
-        Ok(Self {
-            process,
+        Ok(Self::Process {
+            process: process.into(),
             log,
             listen,
         })
     }
 
-    /// Its log.
-    pub fn log(&self) -> &Path {
-        &self.log
+    /// The last lines of its log.
+    pub async fn read_log(&self, lines: usize) -> Result<String> {
+        match self {
+            Self::Process { log, .. } => {
+                let text = fs::read_to_string(log)?;
+                let all: Vec<&str> = text.lines().collect();
+                Ok(all[all.len().saturating_sub(lines)..].join("\n"))
+            }
+            Self::Release(release) => release.read_log(lines).await,
+        }
+    }
+
+    /// How to see its log go on.
+    pub fn log_command(&self) -> String {
+        match self {
+            Self::Process { log, .. } => format!("tail -f {}", log.display()),
+            Self::Release(release) => release.log_command(),
+        }
     }
 
     /// Where its status API is served.
-    pub fn listen(&self) -> SocketAddr {
-        self.listen
+    pub async fn listen(&self) -> Result<String> {
+        match self {
+            Self::Process { listen, .. } => Ok(listen.clone()),
+            Self::Release(release) => release.listen().await,
+        }
     }
 
-    /// Does something for which it must be running.
+    /// Does something for which it must be running. A pod that ended is started again.
     pub async fn while_running<T>(&self, what: impl Future<Output = Result<T>>) -> Result<T> {
+        let Self::Process { process, .. } = self else {
+            return what.await;
+        };
         tokio::select! {
             outcome = what => outcome,
-            ended = self.process.wait() => {
+            ended = process.wait() => {
                 Err(format!("the operator ended by itself ({})", ended?).into())
             }
         }
@@ -65,7 +94,11 @@ impl Operator {
 
     /// Asks it to end, and waits until it has kept its positions.
     pub async fn stop(self) -> Result<()> {
-        let status = self.process.stop().await?;
+        let process = match self {
+            Self::Process { process, .. } => process,
+            Self::Release(release) => return release.uninstall().await,
+        };
+        let status = process.stop().await?;
         if !status.success() {
             return Err(format!("the operator ended with {status}").into());
         }
@@ -73,15 +106,8 @@ impl Operator {
     }
 }
 
-/// The last lines of its log.
-pub fn read_log(log: &Path, lines: usize) -> String {
-    let text = fs::read_to_string(log).unwrap_or_default();
-    let all: Vec<&str> = text.lines().collect();
-    all[all.len().saturating_sub(lines)..].join("\n")
-}
-
 /// The program that was built beside this one.
-fn program() -> Result<PathBuf> {
+pub fn program() -> Result<PathBuf> {
     if let Some(program) = env::var_os(PROGRAM) {
         return Ok(program.into());
     }

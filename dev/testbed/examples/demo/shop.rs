@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use bson::{DateTime, Document, doc};
 use mongodb::{Client, Collection, Database, IndexModel};
-use testbed::ReplicaSet;
 use tokio::{task::JoinSet, time::sleep};
 
 use crate::{Result, tell};
@@ -31,13 +30,12 @@ pub struct Shop {
 }
 
 impl Shop {
-    pub async fn open(set: &ReplicaSet) -> Result<Self> {
-        let client = set.client().await?;
-        Ok(Self {
+    pub fn open(client: Client) -> Self {
+        Self {
             source: client.database(SOURCE),
             target: client.database(TARGET),
             client,
-        })
+        }
     }
 
     fn orders(&self) -> Collection<Document> {

@@ -7,6 +7,7 @@ use std::{
     process::Command,
 };
 
+use super::sandbox::Cgroup;
 use crate::{
     error::{Error, Result},
     progress,
@@ -34,72 +35,114 @@ const PLUGIN_PACKAGE: &str = "containernetworking-plugins";
 /// Where programs are that only root runs, if its `PATH` does not name it.
 const SYSTEM_FOLDERS: [&str; 2] = ["/usr/sbin", "/sbin"];
 
-/// The machine can be a node, or is made to; else what it lacks. Installs Debian packages if it may.
+/// What the first process of a node does at first, tried out: root may be kept from it.
+const TRY_MOUNTS: &str = r#"
+mount --make-rshared /
+mount -t tmpfs tmpfs /run
+mkdir /run/changed /run/work
+mount -t overlay overlay /opt -o lowerdir=/opt,upperdir=/run/changed,workdir=/run/work
+"#;
+
+/// The same of what its network is made of.
+const TRY_NETWORK: &str = r#"
+ip link add bridge type bridge
+ip link add one type veth peer name other
+iptables-restore </dev/null
+iptables --table nat --list
+"#;
+
+/// The longest that apt-get may take to bring what it is asked for, in seconds.
+const APT_LIMIT: &str = "300";
+/// Mirrors that do not answer are given up soon, and so are others who hold dpkg's lock.
+const APT_OPTIONS: [&str; 4] = [
+    "-qq",
+    "-oAcquire::http::Timeout=20",
+    "-oAcquire::Retries=2",
+    "-oDPkg::Lock::Timeout=120",
+];
+
+/// The machine can be a node, or is made to; else what it lacks. Installs Debian packages if it
+/// may. Where nothing that could be installed would help, that is [`Error::NoNode`].
 pub(super) fn prepare() -> Result<()> {
     if !fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0) {
-        return Err(unusable(
-            "be root: it makes namespaces, mounts and networks",
-        ));
+        return Err(no_node("only root makes namespaces, mounts and networks"));
     }
-    if !Path::new("/sys/fs/cgroup").is_dir() {
-        return Err(unusable("mount cgroups at /sys/fs/cgroup"));
-    }
-    may_unshare()?;
+    try_out("mounts", TRY_MOUNTS)?;
+    Cgroup::make().map_err(|error| match error {
+        Error::Io { what, source } => no_node(&format!("root could not {what} ({source})")),
+        other => other,
+    })?;
     let missing = missing_packages();
-    if missing.is_empty() {
-        return Ok(());
+    if !missing.is_empty() {
+        install(&missing)?;
     }
-    let install = format!("apt-get install {}", missing.join(" "));
-    let Some(apt) = on_path("apt-get") else {
-        let hint = format!("install what Debian and Ubuntu have as: {install}");
-        return Err(unusable(&hint));
-    };
-    if install_packages(&apt, &missing).is_err() {
-        // The usual reason on a machine that was just made: no list of packages yet.
-        let mut update = Command::new(&apt);
-        update.args(["update", "-qq"]);
-        progress::run("bringing Debian's lists of packages", update)
-            .and_then(|()| install_packages(&apt, &missing))
-            .map_err(|error| unusable(&format!("{install} (it failed: {error})")))?;
-    }
-    match missing_packages() {
-        left if left.is_empty() => Ok(()),
-        left => Err(unusable(&format!("install {}", left.join(" ")))),
-    }
-}
-
-fn unusable(hint: &str) -> Error {
-    Error::Unusable {
-        what: "this machine as a node".into(),
-        hint: hint.into(),
-    }
+    try_out("networks", TRY_NETWORK)
 }
 
 /// Containers themselves may have root without the right to make others.
-fn may_unshare() -> Result<()> {
-    let Some(unshare) = on_path("unshare") else {
-        // It is among what is missing then.
-        return Ok(());
-    };
-    let mut command = Command::new(unshare);
-    command.args([
-        "--mount",
-        "--net",
-        "--pid",
-        "--fork",
-        "--mount-proc",
-        "true",
-    ]);
+fn try_out(what: &str, script: &str) -> Result<()> {
+    let mut command = Command::new("unshare");
+    let namespaces = ["--mount", "--net", "--pid", "--fork", "--mount-proc"];
+    command
+        .args(namespaces)
+        .args(["sh", "-e", "-c", script])
+        .env("PATH", search_path());
     match command.output() {
         Ok(output) if output.status.success() => Ok(()),
         Ok(output) => {
-            let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            Err(unusable(&format!(
-                "root may not make namespaces here: {why}"
+            let why = String::from_utf8_lossy(&output.stderr);
+            Err(no_node(&format!(
+                "root may not make {what} of its own here: {}",
+                why.trim()
             )))
         }
-        Err(error) => Err(unusable(&format!("unshare does not start: {error}"))),
+        Err(error) => Err(lacks(&["util-linux"], &error.to_string())),
     }
+}
+
+fn no_node(why: &str) -> Error {
+    Error::NoNode(why.into())
+}
+
+fn lacks(packages: &[&str], why: &str) -> Error {
+    Error::MissingTool {
+        tool: packages.join(", "),
+        purpose: "run a node".into(),
+        hint: format!(
+            "apt-get install --no-install-recommends {} ({why})",
+            packages.join(" ")
+        ),
+    }
+}
+
+fn install(missing: &[&str]) -> Result<()> {
+    let Some(apt) = on_path("apt-get") else {
+        let why = "what Debian and Ubuntu call so; this machine has no apt-get";
+        return Err(lacks(missing, why));
+    };
+    let what = format!("installing {}, to run a node", missing.join(" "));
+    let arguments = [&["install", "--yes", "--no-install-recommends"], missing].concat();
+    if run_apt(&apt, &what, &arguments).is_err() {
+        // The usual reason on a machine that was just made: no list of packages yet.
+        run_apt(&apt, "bringing the lists of packages", &["update"])
+            .and_then(|()| run_apt(&apt, &what, &arguments))
+            .map_err(|error| lacks(missing, &format!("it failed here: {error}")))?;
+    }
+    match missing_packages() {
+        left if left.is_empty() => Ok(()),
+        left => Err(lacks(&left, "apt-get brought other programs than these")),
+    }
+}
+
+fn run_apt(apt: &Path, what: &str, arguments: &[&str]) -> Result<()> {
+    let mut command = Command::new("timeout");
+    command
+        .arg(APT_LIMIT)
+        .arg(apt)
+        .args(APT_OPTIONS)
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive");
+    progress::run(what, command)
 }
 
 fn missing_packages() -> Vec<&'static str> {
@@ -115,17 +158,6 @@ fn missing_packages() -> Vec<&'static str> {
     missing
 }
 
-fn install_packages(apt: &Path, packages: &[&str]) -> Result<()> {
-    let mut install = Command::new(apt);
-    install
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .args(["-o", "DPkg::Lock::Timeout=300", "install", "--yes", "-qq"])
-        .arg("--no-install-recommends")
-        .args(packages);
-    let what = format!("installing {}, to run a node", packages.join(" "));
-    progress::run(&what, install)
-}
-
 /// The path of a program, also where only root looks.
 pub(super) fn program(name: &str) -> Option<PathBuf> {
     let system = SYSTEM_FOLDERS.map(|folder| Path::new(folder).join(name));
@@ -134,7 +166,7 @@ pub(super) fn program(name: &str) -> Option<PathBuf> {
 
 /// The same of a program that [`prepare`] has seen.
 pub(super) fn needed(name: &str) -> Result<PathBuf> {
-    program(name).ok_or_else(|| unusable(&format!("{name} is gone")))
+    program(name).ok_or_else(|| lacks(&[name], "it was there a moment ago"))
 }
 
 /// The folder with the CNI plugins.

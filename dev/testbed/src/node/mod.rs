@@ -2,7 +2,7 @@
 //!
 //! `machine` says what it takes, `sandbox` makes the namespaces in which all of the node lives,
 //! `network` connects it, `runtime` is containerd, `image` what it runs, `kubelet` the rest of
-//! Kubernetes, `names` the cluster's DNS. `tar` writes archives.
+//! Kubernetes, `names` the cluster's DNS. `replica_set` is MongoDB in a pod. `tar` writes archives.
 //!
 //! Nothing of it is seen by the machine but one interface with addresses of its own, folders of
 //! cgroups, and processes; and nothing is left of these, however it ends.
@@ -12,6 +12,7 @@ mod kubelet;
 mod machine;
 mod names;
 mod network;
+mod replica_set;
 mod runtime;
 mod sandbox;
 mod tar;
@@ -33,6 +34,7 @@ use crate::{
 };
 
 pub use image::Image;
+pub use replica_set::PodSet;
 
 /// A running cluster of one node.
 pub struct Cluster {
@@ -49,6 +51,9 @@ pub struct Cluster {
 impl Cluster {
     /// Whether this machine can have one; else the error says why not. Installs the Debian
     /// packages that are missing, if it may.
+    ///
+    /// # Errors
+    /// [`Error::NoNode`](crate::Error::NoNode) where nothing that could be installed would help.
     pub async fn prepare() -> Result<()> {
         blocking(machine::prepare).await
     }

@@ -17,7 +17,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    dns::{Dns, Entry},
+    dns::{Entry, NameServer},
     error::{Context, Result},
     spawn,
     tools::kubernetes::Program,
@@ -36,14 +36,14 @@ const KINDS: [&str; 2] = ["services", "endpointslices.discovery.k8s.io"];
 pub(super) struct Names {
     stop: Arc<AtomicBool>,
     watches: Vec<Arc<Mutex<Option<Child>>>>,
-    _dns: Arc<Dns>,
+    _dns: Arc<NameServer>,
 }
 
 impl Names {
     /// Answers at this address, and watches what there is.
     pub(super) async fn start(address: Ipv4Addr, kubeconfig: &Path) -> Result<Self> {
         let kubectl = Program::Kubectl.fetch().await?;
-        let dns = Arc::new(Dns::at(address)?);
+        let dns = Arc::new(NameServer::at(address)?);
         let known = Arc::new(Mutex::new(Known::default()));
         let stop = Arc::new(AtomicBool::new(false));
         let mut names = Self {
@@ -90,7 +90,7 @@ struct Watch {
     kubectl: PathBuf,
     kubeconfig: PathBuf,
     kind: &'static str,
-    dns: Arc<Dns>,
+    dns: Arc<NameServer>,
     known: Arc<Mutex<Known>>,
     stop: Arc<AtomicBool>,
     child: Arc<Mutex<Option<Child>>>,

@@ -200,14 +200,14 @@ fn only_child(server: &Server) -> Result<u32> {
 }
 
 /// A cgroup of each hierarchy, for all pods.
-struct Cgroup {
+pub(super) struct Cgroup {
     name: String,
     folders: Vec<PathBuf>,
 }
 
 impl Cgroup {
     /// Named as the folder of this process, so that its watchdog knows it.
-    fn make() -> Result<Self> {
+    pub(super) fn make() -> Result<Self> {
         let root = scratch::scratch_root()?;
         let name = root.file_name().unwrap_or_default().to_string_lossy();
         let mut cgroup = Self {
