@@ -292,6 +292,7 @@ async fn an_operator_that_dies_behind_any_of_its_writes_is_followed_by_one_that_
             .await;
         cluster.kill_operator().await;
         survived = off && on;
+        assert!(nth > 1 || !survived, "it does not die where it is told to");
 
         cluster.start_operator();
         cluster.wait("shop", ".status.phase", "Mirroring").await;

@@ -13,6 +13,8 @@ use super::printer::Printer;
 const PATH: &str = "/readyz";
 /// Between two questions.
 const AGAIN: Duration = Duration::from_millis(250);
+/// For one answer; a connection may lead to a pod that is just going away.
+const ONE: Duration = Duration::from_secs(2);
 /// Much longer than what an operator says.
 const LONGEST: usize = 4096;
 
@@ -69,13 +71,16 @@ pub async fn execute(arguments: &Arguments, printer: &Printer) -> Result<(), Rea
 
 /// What an operator says when it is ready; or the last reason why it was not.
 async fn becomes_ready(url: &Uri, limit: Duration) -> Result<String, ReadyError> {
-    let client = Client::builder(TokioExecutor::new()).build_http();
+    // Each time whichever pod the Service has then.
+    let mut client = Client::builder(TokioExecutor::new());
+    let client = client.pool_max_idle_per_host(0).build_http();
     let mut last = None;
     let asked = async {
         loop {
-            match ask(&client, url).await {
-                Ok(said) => return said,
-                Err(error) => last = Some(error),
+            match tokio::time::timeout(ONE, ask(&client, url)).await {
+                Ok(Ok(said)) => return said,
+                Ok(Err(error)) => last = Some(error),
+                Err(_) => {}
             }
             tokio::time::sleep(AGAIN).await;
         }

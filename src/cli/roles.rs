@@ -3,8 +3,9 @@
 use serde_json::{Value, json};
 
 use super::printer::Printer;
+use crate::engine::connection::privileges;
 use crate::engine::state::BUCKETS;
-use crate::resource::validation::{DEFAULT_STATE_DATABASE, SpecError, check_database};
+use crate::resource::validation::{DEFAULT_STATE_DATABASE, SpecError, check_database, is_reserved};
 
 /// Print the MongoDB roles that a mirror's users need, and nothing more.
 ///
@@ -12,11 +13,11 @@ use crate::resource::validation::{DEFAULT_STATE_DATABASE, SpecError, check_datab
 #[derive(clap::Args)]
 pub struct Arguments {
     /// The source database: prints the role that reads it.
-    #[arg(long, value_name = "DATABASE", value_parser = database, required_unless_present = "target")]
+    #[arg(long, value_name = "DATABASE", value_parser = source_database, required_unless_present = "target")]
     source: Option<String>,
 
     /// The target database: prints the role that writes it, and the mirror's own notes.
-    #[arg(long, value_name = "DATABASE", value_parser = database)]
+    #[arg(long, value_name = "DATABASE", value_parser = target_database)]
     target: Option<String>,
 
     /// The database in which the mirror keeps its memory: `spec.target.stateDatabase`.
@@ -39,6 +40,20 @@ pub struct Arguments {
 
 fn database(name: &str) -> Result<String, SpecError> {
     check_database("the name", name)
+}
+
+fn source_database(name: &str) -> Result<String, SpecError> {
+    match is_reserved(name) {
+        true => Err(SpecError::SourceForbidden(name.to_owned())),
+        false => database(name),
+    }
+}
+
+fn target_database(name: &str) -> Result<String, SpecError> {
+    match is_reserved(name) {
+        true => Err(SpecError::TargetForbidden(name.to_owned())),
+        false => database(name),
+    }
 }
 
 pub fn execute(arguments: &Arguments, printer: &Printer) {
@@ -72,7 +87,7 @@ fn commands(side: &str, role: &Value) -> String {
         text += &format!("    {{resource: {resource},\n     actions: {actions}}},\n");
     }
     text += &format!(
-        "  ],\n}})\ndb.getSiblingDB(\"admin\").createUser({{\n  user: \"mongomirror-{side}\",\n  \
+        "  ],\n}})\ndb.getSiblingDB(\"admin\").createUser({{\n  user: \"{name}\",\n  \
          pwd: passwordPrompt(),\n  roles: [\"{name}\"],\n}})\n"
     );
     text
@@ -95,30 +110,20 @@ fn role(side: &str, database: &str, privileges: Vec<Value>) -> Value {
 /// Reads one database and its changes; and tells which replica set it is, and how far its oplog
 /// reaches back.
 fn source(database: &str, series: &[String]) -> Value {
-    const READ: [&str; 3] = ["find", "listIndexes", "collStats"];
+    const SYSTEM: [&str; 3] = ["find", "listIndexes", "collStats"];
     let mut privileges = vec![
-        on(
-            database,
-            "",
-            &[
-                "find",
-                "changeStream",
-                "listCollections",
-                "listIndexes",
-                "collStats",
-            ],
-        ),
-        on(database, "system.js", &READ),
+        on(database, "", privileges::READ),
+        on(database, "system.js", &SYSTEM),
         on("local", "oplog.rs", &["collStats"]),
         json!({"resource": {"cluster": true}, "actions": ["replSetGetConfig", "serverStatus"]}),
     ];
-    privileges.extend(on_buckets(database, series, &READ));
+    privileges.extend(on_buckets(database, series, &SYSTEM));
     role("source", database, privileges)
 }
 
 /// Writes one database, whatever its validators say, and the mirror's own notes.
 fn target_role(database: &str, memory: &str, series: &[String]) -> Value {
-    const WRITE: [&str; 9] = [
+    const SYSTEM: [&str; 9] = [
         "find",
         "insert",
         "update",
@@ -129,23 +134,14 @@ fn target_role(database: &str, memory: &str, series: &[String]) -> Value {
         "listIndexes",
         "collMod",
     ];
-    let collections = [
-        "convertToCapped",
-        "createCollection",
-        "dropCollection",
-        "listCollections",
-    ];
     // Renaming takes dropCollection from where, and insert and createIndex to where; scripts are
     // renamed before they are dropped.
-    let with = |more: &[&'static str]| [&WRITE, more].concat();
-    let (all, scripts) = (with(&collections), with(&["dropCollection"]));
-    // Collections come with the first document.
-    let notes = ["find", "insert", "update", "remove"];
+    let scripts = [&SYSTEM[..], &["dropCollection"]].concat();
     let mut privileges = vec![
-        on(database, "", &all),
+        on(database, "", privileges::WRITE),
         on(database, "system.js", &scripts),
-        on(memory, "", &notes),
+        on(memory, "", privileges::NOTES),
     ];
-    privileges.extend(on_buckets(database, series, &WRITE));
+    privileges.extend(on_buckets(database, series, &SYSTEM));
     role("target", database, privileges)
 }

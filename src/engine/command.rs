@@ -52,9 +52,10 @@ pub struct Commands {
 }
 
 /// The commands that [`Commands::read`] sends.
-const READS: [&str; 8] = [
+const READS: [&str; 9] = [
     "buildInfo",
     "collStats",
+    "connectionStatus",
     "find",
     "hello",
     "listCollections",

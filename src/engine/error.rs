@@ -75,6 +75,38 @@ pub mod code {
     pub const MIXED_SCHEMA: i32 = 408;
 }
 
+/// What a user may not do with the collections of a database.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Missing {
+    /// The database.
+    pub database: String,
+    /// Actions, as MongoDB calls them.
+    pub actions: Vec<String>,
+}
+
+/// What is missing, and the command that grants it to the role that `mongomirror roles` prints.
+fn lacking(side: Side, missing: &[Missing]) -> String {
+    let names = |it: &Missing| {
+        format!(
+            "{} on the database \"{}\"",
+            it.actions.join(", "),
+            it.database
+        )
+    };
+    let privileges = missing.iter().map(|it| {
+        let resource = format!("{{db: \"{}\", collection: \"\"}}", it.database);
+        format!("{{resource: {resource}, actions: {:?}}}", it.actions)
+    });
+    // Invariant: something is missing, and the mirrored database comes first.
+    let database = missing.first().map_or("", |it| &it.database);
+    format!(
+        "{}: grant it, as by db.getSiblingDB(\"admin\").grantPrivilegesToRole(\"mongomirror-{side}-\
+         {database}\", [{}]); `mongomirror roles` prints all that is needed",
+        missing.iter().map(names).collect::<Vec<_>>().join(", and "),
+        privileges.collect::<Vec<_>>().join(", "),
+    )
+}
+
 /// Why the engine could not go on.
 #[derive(Debug, Error)]
 pub enum Error {
@@ -138,6 +170,14 @@ pub enum Error {
         "the {0} is a sharded cluster (mongos), which is not supported yet: mirror a replica set"
     )]
     Sharded(Side),
+    /// The user may not do what a mirror does.
+    #[error("the user of the {side} may not {}", lacking(*.side, .missing))]
+    MissingPrivileges {
+        /// On which side.
+        side: Side,
+        /// What it may not do, and where.
+        missing: Vec<Missing>,
+    },
     /// A server older than 6.0.
     #[error("the {side} runs MongoDB {version}; 6.0 or newer is needed")]
     TooOld {
@@ -294,6 +334,7 @@ impl Error {
             | Self::Timeout { side, .. }
             | Self::Reply { side, .. }
             | Self::TooOld { side, .. }
+            | Self::MissingPrivileges { side, .. }
             | Self::NotReplicaSet(side)
             | Self::Sharded(side) => Some(*side),
             Self::Unsettled => Some(Side::Target),
@@ -469,6 +510,7 @@ impl Error {
                 Side::Source => Reason::SourceError,
                 Side::Target => Reason::TargetError,
             },
+            Self::MissingPrivileges { .. } => Reason::Unauthorized,
             Self::Unsettled => Reason::TargetError,
             Self::NotReplicaSet(_) => Reason::NotReplicaSet,
             Self::Sharded(_) => Reason::ShardedNotSupported,

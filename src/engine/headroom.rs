@@ -207,8 +207,9 @@ pub fn told(
         Ok(oplog) => oplog,
         Err(error) if error.code() == Some(code::UNAUTHORIZED) => {
             return Headroom::Unknown {
-                why: "the user of the source may not look at the oplog: grant the role \
-                      clusterMonitor on the database admin"
+                why: "the user of the source may not look at the oplog: grant serverStatus on the \
+                      cluster and collStats on local.oplog.rs, as `mongomirror roles` prints it, or \
+                      the role clusterMonitor on the database admin"
                     .to_owned(),
             };
         }

@@ -32,6 +32,8 @@ pub struct Past<'a> {
     pub initial_sync_completed: bool,
     /// What the last comparison of both sides came to.
     pub verification: Option<&'a VerificationStatus>,
+    /// What was known to be different, where nothing is known by now.
+    pub degraded: Option<&'a Condition>,
 }
 
 /// The conditions of a mirror. `previous` tells since when what did not change is so.
@@ -64,6 +66,13 @@ pub fn conditions(
     .into_iter()
     .chain(oplog_headroom(snapshot))
     .map(|seen| {
+        let nothing_known = seen.type_ == condition::DEGRADED && seen.reason == Reason::AsExpected;
+        if let Some(then) = past.degraded.filter(|_| nothing_known) {
+            return Condition {
+                observed_generation: Some(generation),
+                ..then.clone()
+            };
+        }
         let since = previous
             .iter()
             .find(|old| old.type_ == seen.type_ && old.status == seen.status)

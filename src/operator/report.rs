@@ -76,6 +76,7 @@ pub fn status(
     let past_of_it = Past {
         initial_sync_completed,
         verification: verification.as_ref(),
+        degraded: past.condition(condition::DEGRADED).filter(|_| is_at_rest),
     };
     let conditions = conditions(snapshot, &past_of_it, generation, &previous.conditions, now);
 

@@ -304,7 +304,8 @@ pub fn is_same_name(one: &str, other: &str) -> bool {
     one.eq_ignore_ascii_case(other)
 }
 
-fn is_reserved(database: &str) -> bool {
+/// Whether it belongs to MongoDB, or to `MongoMirror` itself.
+pub fn is_reserved(database: &str) -> bool {
     RESERVED
         .iter()
         .any(|reserved| is_same_name(reserved, database))

@@ -3,6 +3,7 @@
 pub mod client;
 pub mod members;
 pub mod oplog;
+pub mod privileges;
 pub mod probe;
 pub mod pulse;
 pub mod shared;

@@ -22,9 +22,9 @@ use crate::engine::catalog::{self, Catalog, Listed, Possible, has_clock, target_
 use crate::engine::command::Commands;
 use crate::engine::config::{ApplyMode, MirrorConfig, OnExistingData};
 use crate::engine::connection::client::readable;
-use crate::engine::connection::members;
 use crate::engine::connection::probe::{TargetAbilities, operation_time, target_abilities};
 use crate::engine::connection::shared::{Connections, InUse};
+use crate::engine::connection::{members, privileges};
 use crate::engine::copy::ranges::Ranges;
 use crate::engine::copy::split::{Size, size};
 use crate::engine::error::{Error, Result, Side};
@@ -128,6 +128,13 @@ pub async fn prepare(
     {
         return Err(Error::SameDatabase(target_name.clone()));
     }
+    let read = [(&*config.source.database, privileges::READ)];
+    privileges::check(source_client, Side::Source, &read).await?;
+    let written = [
+        (&**target_name, privileges::WRITE),
+        (&*config.state_database, privileges::NOTES),
+    ];
+    privileges::check(target_client, Side::Target, &written).await?;
     let source = readable(source_client, config);
     let target = Commands {
         side: Side::Target,
