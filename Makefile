@@ -26,7 +26,11 @@ test: fetch ## Run all tests against real servers, which are fetched first
 	$(CARGO) test --locked --bench many -- --quick
 	$(CARGO) test --workspace --locked
 
-test-cluster: fetch ## Test the chart on a real cluster of one node, as root
+# Whether the machine can be a node is known in seconds, and Kubernetes built in minutes: in this order.
+test-cluster: ## Test the chart on a real cluster of one node, as root
+	$(CARGO) build $(DEVELOPMENT)
+	$(TARGET)/debug/testbed prepare
+	$(TARGET)/debug/testbed fetch
 	$(CARGO) test --workspace --locked --test cluster --test node -- --nocapture
 
 fuzz: fetch ## Fuzz a mirror; MINUTES=120 SEED=7 VERSION=6.0.5 (or 6.0.27, both) WITH=zombies
@@ -71,8 +75,11 @@ image: ## Build the container image; IMAGE=registry/name:tag CONTAINER=podman BA
 		--build-arg REVISION=$$(git describe --always --abbrev=40 --dirty --exclude '*') \
 		--build-arg CREATED=$$(git log -1 --format=%cI) $(IMAGE_OPTIONS) .
 
-# The tool writes beside each Cargo.toml, with this folder's path in names that only have to differ.
+# The tool would mend a lock file that is out of date, and list what nobody has built; so that is
+# refused first. It writes beside each Cargo.toml, with this folder's path in names that only have to
+# differ.
 sbom: ## Write which crates are in the program, target/sbom/mongomirror.cdx.json (CycloneDX)
+	$(CARGO) metadata --locked --format-version 1 >/dev/null
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(CARGO) cyclonedx --format json \
 		--spec-version 1.5 --describe binaries --no-build-deps \
 		--target $(or $(TRIPLE),x86_64-unknown-linux-gnu)
@@ -92,6 +99,8 @@ demo: ## Show it all: real servers, an operator, a mirror, changes, a pause, the
 
 demo-cluster: ## The same in a real cluster of one node, as root
 	$(CARGO) build $(DEVELOPMENT)
+	$(TARGET)/debug/testbed prepare
+	$(TARGET)/debug/testbed fetch
 	$(TARGET)/debug/examples/demo --cluster
 
 clean: ## Remove what was built; the fetched servers stay

@@ -37,6 +37,10 @@ async fn values_that_are_wrong_are_refused_with_what_is_wrong() {
             "image: {pullPolicy: Sometimes}",
             "'Always', 'IfNotPresent', 'Never'",
         ),
+        (
+            "image: {repository: 'r.example:5000/m:1.2'}",
+            "at '/image/repository': 'r.example:5000/m:1.2' does not match",
+        ),
         ("log: {format: xml}", "at '/log/format'"),
         (
             "watchNamespaces: shop",
@@ -69,7 +73,27 @@ async fn values_that_are_wrong_are_refused_with_what_is_wrong() {
         ),
         (
             "podDisruptionBudget: {enabled: true, minAvailable: 1}",
+            "minAvailable is 1 and replicas is 1, so that no node could be drained",
+        ),
+        (
+            "podDisruptionBudget: {enabled: true, minAvailable: 1%}",
+            "minAvailable is 1% and replicas is 1, so that no node could be drained",
+        ),
+        (
+            "{replicas: 2, podDisruptionBudget: {enabled: true, minAvailable: 51%}}",
+            "minAvailable is 51% and replicas is 2, so that no node could be drained",
+        ),
+        (
+            "{replicas: 3, podDisruptionBudget: {enabled: true, minAvailable: 100%}}",
             "no node could be drained: make it less, or replicas more",
+        ),
+        (
+            "{replicas: 3, podDisruptionBudget: {enabled: true, maxUnavailable: 0}}",
+            "maxUnavailable is 0, so that no node could be drained: make it more",
+        ),
+        (
+            "podDisruptionBudget: {enabled: true, maxUnavailable: 0%}",
+            "maxUnavailable is 0%, so that no node could be drained: make it more",
         ),
         (
             "serviceAccount: {create: false}",
@@ -297,6 +321,19 @@ async fn names_labels_and_annotations_are_on_everything() {
         json!({"name": "RUST_LOG", "value": "warn,mongomirror=debug"})
     );
     assert_eq!(env.as_array().unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn an_annotation_of_the_charts_own_is_there_once() {
+    let chart = Chart::new().await;
+    let key = "kubectl.kubernetes.io/default-container";
+    let values = format!("podAnnotations: {{{key}: other, seen: 'no'}}");
+    let manifest = chart.manifest(&values).await;
+    assert_eq!(manifest.matches(key).count(), 1, "{manifest}");
+    let objects = chart.objects(&values).await;
+    let deployment = objects.get("Deployment", RELEASE);
+    let annotations = &deployment["spec"]["template"]["metadata"]["annotations"];
+    assert_eq!(*annotations, json!({key: "operator", "seen": "no"}));
 }
 
 #[tokio::test]

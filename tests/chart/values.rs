@@ -4,8 +4,10 @@ use serde_json::{Value, json};
 
 use super::{ALL, Chart, RELEASE, chart};
 
-/// Parts that are off by themselves, so that what changes in them is seen.
+/// Parts that are off by themselves, so that what changes in them is seen, and replicas that a budget
+/// can be for.
 const BASE: &str = "
+replicas: 2
 serviceAccount: {name: base}
 networkPolicy: {enabled: true}
 podDisruptionBudget: {enabled: true}

@@ -7,14 +7,13 @@ use crate::common::assert_equal;
 use crate::faults::under_load;
 use crate::install::{MIRROR, mirror};
 use crate::mongo::{DATABASE, become_equal, follows};
-use crate::stage::{OWN, RELEASE, SHOP, Stage};
+use crate::stage::{ONE, OWN, RELEASE, SHOP, Stage};
 
-/// The namespace of the release that serves one alone, and the one that it serves.
-const ONE: &str = "one";
 /// That of a mirror that it must not see.
 const OTHER: &str = "other";
 
 pub async fn an_upgrade_rolls_under_load(stage: &Stage) {
+    stage.shows_no_password().await;
     let before = stage.operators().await;
     under_load(stage, async |source, target| {
         let upgrade = ["upgrade", RELEASE, "--reuse-values"];
@@ -46,6 +45,7 @@ pub async fn an_uninstalled_release_leaves_everything_and_the_next_goes_on(stage
     let uid = stage.field(SHOP, MIRROR, ".metadata.uid").await;
     let copied = copied_at(&target).await;
     become_equal(&source, &target).await;
+    stage.shows_no_password().await;
     stage
         .helm(&["uninstall", RELEASE, "-n", OWN, "--wait"])
         .await;
@@ -63,6 +63,7 @@ pub async fn an_uninstalled_release_leaves_everything_and_the_next_goes_on(stage
 }
 
 pub async fn an_operator_of_one_namespace_sees_no_other(stage: &Stage) {
+    stage.shows_no_password().await;
     stage
         .helm(&["uninstall", RELEASE, "-n", OWN, "--wait"])
         .await;

@@ -10,6 +10,8 @@ use crate::mongo::Mongo;
 
 /// The namespace of the release.
 pub const OWN: &str = "mongomirror-system";
+/// That of the release that serves one alone, and the one that it serves.
+pub const ONE: &str = "one";
 /// That of mirrors and servers.
 pub const SHOP: &str = "shop";
 pub const RELEASE: &str = "mongomirror";
@@ -200,28 +202,37 @@ impl Stage {
         self.kubectl(&get).await
     }
 
-    /// Nothing that is shown anywhere has a password in it.
+    /// Nothing that is shown anywhere has a password in it. What operators have logged is gone with
+    /// them: this is for before they end, too.
     pub async fn shows_no_password(&self) {
         let kinds = "mongomirrors,events,pods,leases";
         let get = ["get", kinds, "--all-namespaces", "-o", "yaml"];
         canary::assert_none("a resource or an event", self.kubectl(&get).await);
-        canary::assert_none("a log", self.logs().await);
+        let before = self.logs("--previous=true", "--tail=-1").await;
+        canary::assert_none("a log of before", before);
+        let logs = self.logs("--previous=false", "--tail=-1").await;
+        canary::assert_none("a log", &logs);
+        assert!(!logs.is_empty(), "no operator has logged anything");
+        for line in logs.lines() {
+            // Behind the pod's name.
+            let said = line.split_once("] ").map_or(line, |(_, said)| said);
+            let json: Result<serde_json::Value, _> = serde_json::from_str(said);
+            assert!(json.is_ok(), "not JSON: {line}");
+        }
     }
 
-    async fn logs(&self) -> String {
+    /// What the operators that are there have logged, now or before their containers were started
+    /// again.
+    async fn logs(&self, previous: &str, tail: &str) -> String {
         let mut all = String::new();
-        for previous in ["--previous=true", "--previous=false"] {
-            for namespace in [OWN, "one"] {
-                let logs = [
-                    "logs",
-                    "-n",
-                    namespace,
-                    "-l",
-                    OPERATORS,
-                    "--prefix",
-                    "--tail=60",
-                    previous,
-                ];
+        for namespace in [OWN, ONE] {
+            let get = [
+                "get", "pods", "-n", namespace, "-l", OPERATORS, "-o", "name",
+            ];
+            let pods = self.try_kubectl(&get).await.unwrap_or_default();
+            for pod in pods.lines() {
+                let logs = ["logs", "-n", namespace, pod, "--prefix", tail, previous];
+                // Of one at a time: it may be gone by now, and most have nothing of before.
                 all += &self.try_kubectl(&logs).await.unwrap_or_default();
             }
         }
@@ -247,7 +258,10 @@ impl Stage {
                 said.unwrap_or_else(|it| it)
             );
         }
-        eprintln!("--- logs of operators\n{}", self.logs().await);
+        for previous in ["--previous=true", "--previous=false"] {
+            let logs = self.logs(previous, "--tail=60").await;
+            eprintln!("--- logs of operators, {previous}\n{logs}");
+        }
         for mongo in [&self.source, &self.target] {
             let logs = ["logs", "-n", SHOP, &mongo.pod(), "--tail=20"];
             let said = self.try_kubectl(&logs).await;

@@ -98,6 +98,16 @@ annotations:
 {{- end }}
 {{- end -}}
 
+{{/* How many pods a number or a percentage is, rounded up as Kubernetes does it for a budget. Called
+with a dict: what it is, and of how many. */}}
+{{- define "mongomirror.pods" -}}
+{{- if kindIs "string" .is -}}
+{{- div (add (mul (trimSuffix "%" .is | atoi) .of) 99) 100 -}}
+{{- else -}}
+{{- int .is -}}
+{{- end -}}
+{{- end -}}
+
 {{/* What the schema cannot say. */}}
 {{- define "mongomirror.check" -}}
 {{- if and (not .Values.serviceAccount.create) (not .Values.serviceAccount.name) -}}
@@ -107,9 +117,16 @@ annotations:
 {{- if and (not (kindIs "invalid" .minAvailable)) (not (kindIs "invalid" .maxUnavailable)) -}}
 {{- fail "podDisruptionBudget has both minAvailable and maxUnavailable: give one of them" -}}
 {{- end -}}
-{{- if and .enabled (not (kindIs "invalid" .minAvailable)) (not (kindIs "string" .minAvailable)) -}}
-{{- if ge (int .minAvailable) (int $.Values.replicas) -}}
-{{- fail (printf "podDisruptionBudget.minAvailable is %d with %d replicas, so that no node could be drained: make it less, or replicas more" (int .minAvailable) (int $.Values.replicas)) -}}
+{{- $replicas := int $.Values.replicas -}}
+{{- if and .enabled (gt $replicas 0) -}}
+{{- if not (kindIs "invalid" .minAvailable) -}}
+{{- if ge (include "mongomirror.pods" (dict "of" $replicas "is" .minAvailable) | int) $replicas -}}
+{{- fail (printf "podDisruptionBudget.minAvailable is %s and replicas is %d, so that no node could be drained: make it less, or replicas more" (toString .minAvailable) $replicas) -}}
+{{- end -}}
+{{- else if not (kindIs "invalid" .maxUnavailable) -}}
+{{- if lt (include "mongomirror.pods" (dict "of" $replicas "is" .maxUnavailable) | int) 1 -}}
+{{- fail (printf "podDisruptionBudget.maxUnavailable is %s, so that no node could be drained: make it more" (toString .maxUnavailable)) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
