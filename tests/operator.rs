@@ -274,6 +274,13 @@ async fn users_ask_for_documents_and_verifications_and_a_deleted_mirror_arms_its
     let verified = cluster.field("shop", &result("Verify")).await;
     assert!(verified.starts_with("51 documents compared"), "{verified}");
     assert_equal(&source, &target).await;
+    cluster
+        .kubectl(&["annotate", "mgm", "shop", "mongomirror.dev/resync=1"])
+        .await;
+    let resynced = ".status.requests[?(@.kind==\"Resync\")].state";
+    cluster.wait("shop", resynced, "Done").await;
+    cluster.wait("shop", ".status.phase", "Mirroring").await;
+    assert_equal(&source, &target).await;
     let again = [
         "annotate",
         "--overwrite",

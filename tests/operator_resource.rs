@@ -50,6 +50,10 @@ async fn what_cannot_be_run_is_refused_with_what_to_write_instead() {
             "spec.verification.interval",
         ),
         (
+            of("shop", "  verification: {interval: 30s}\n"),
+            "a minute is the least",
+        ),
+        (
             of("shop", "  limits: {verificationMebibytesPerSecond: 0}\n"),
             "spec.limits.verificationMebibytesPerSecond",
         ),

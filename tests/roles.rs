@@ -358,6 +358,12 @@ async fn no_action_of_the_roles_could_be_left_out() {
             let (both, left_out) = without(&format!("shop{n}"), place);
             let lacks = lacks(from, to, n, &both).await;
             eprintln!("without {left_out}: {lacks:?}");
+            // Those of ordinary collections are told by name, before anything is written.
+            let action = left_out.split('"').nth(1).unwrap_or_default();
+            if left_out.contains(r#""collection": """#) {
+                let told = lacks.clone().unwrap_or_default();
+                assert!(told.contains("may not") && told.contains(action), "{told}");
+            }
             // With all of them nothing is missing.
             (lacks.is_some() == left_out.is_empty()).then_some(left_out)
         }

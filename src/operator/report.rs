@@ -623,6 +623,13 @@ mod tests {
                 "{told}"
             );
         }
+        // A process that has just begun knows nothing of it, and does not say that it is over.
+        let begins = status_of(Progress::default(), &status);
+        assert_eq!(begins.quarantined_documents, 1);
+        assert_eq!(condition(&begins, condition::DEGRADED), degraded);
+        let healed = status_of(consistent(), &begins);
+        let degraded = condition(&healed, condition::DEGRADED);
+        assert_eq!(degraded.status, ConditionStatus::False);
     }
 
     #[test]

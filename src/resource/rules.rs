@@ -56,6 +56,12 @@ pub(super) fn target_is_a_users() -> Rule {
     )
 }
 
+/// Both sides are not compared all the time.
+pub(super) fn interval_is_a_minute() -> Rule {
+    Rule::new("duration(self) >= duration('1m')")
+        .message("a minute is the least, 1m: write a longer time, as 24h")
+}
+
 /// The default name of the target is not too long.
 pub(super) fn default_target_fits() -> Rule {
     Rule::new(format!("{IS_NAMED} || size(self.source.database) <= 56")).message(

@@ -200,6 +200,7 @@ pub struct VerificationSpec {
     /// Without it, both sides are compared after each copy only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 2, max = 32), regex(pattern = DURATION))]
+    #[x_kube(validation = rules::interval_is_a_minute())]
     pub interval: Option<String>,
 }
 
