@@ -248,14 +248,15 @@ async fn what_the_target_refuses_does_not_hold_up_the_copy() {
     let (source, target) = (client.database("shop"), client.database("shop_backup"));
     fill(&source, "orders", 0, 100).await;
     let orders = source.collection::<Document>("orders");
-    orders.insert_many((-3..0).map(arrays)).await.unwrap();
+    // In the last range, which is not begun when the index is there.
+    orders.insert_many((200..203).map(arrays)).await.unwrap();
     let mut config = config(&set.uri(), &set.uri(), "shop");
     config.limits.range_bytes = 20_000;
     config.limits.copy_lanes = 1;
     let (mirror, gate) = start_held(&config, &client).await;
     strangers_index(&target, "orders").await;
     orders.insert_many((1000..1003).map(arrays)).await.unwrap();
-    orders.delete_one(doc! {"_id": -1}).await.unwrap();
+    orders.delete_one(doc! {"_id": 202}).await.unwrap();
     gate.open().await;
     wait_for(&mirror, "mirroring", |now| now.phase == Phase::Mirroring).await;
     orders.insert_one(doc! {"_id": 2000}).await.unwrap();

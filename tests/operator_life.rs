@@ -49,7 +49,7 @@ async fn observed(cluster: &Cluster, mirror: &str) {
 
 /// Edits that change nothing of what is mirrored, as patches of the spec; in every phase. The table
 /// in docs/status.md says what each does.
-const EDITS: [&str; 10] = [
+const EDITS: [&str; 12] = [
     r#"{"spec": {"verification": {"interval": "1h"}}}"#,
     r#"{"spec": {"limits": {"copyMebibytesPerSecond": 1, "readConcurrency": 2}}}"#,
     r#"{"spec": {"limits": {"writeConcurrency": 1, "verificationMebibytesPerSecond": 5}}}"#,
@@ -59,7 +59,9 @@ const EDITS: [&str; 10] = [
     r#"{"spec": {"source": {"readPreference": "Nearest"}}}"#,
     r#"{"spec": {"collections": {"onDeselected": "Drop"}}}"#,
     r#"{"spec": {"target": {"onExistingData": "Replace"}}}"#,
+    r#"{"spec": {"collections": {"include": ["*"], "exclude": ["none*"]}}}"#,
     r#"{"spec": {"source": {"uriSecretRef": {"name": "same"}}}}"#,
+    r#"{"spec": {"target": {"uriSecretRef": {"name": "same"}}}}"#,
 ];
 
 #[tokio::test(flavor = "multi_thread")]
