@@ -67,7 +67,15 @@ fn the_folder_of_kubebuilder_comes_first_then_path() {
     for program in ["etcd", "kube-apiserver"] {
         machine.program(&format!("assets/{program}"), "exit 1");
     }
-    for program in ["etcd", "kubectl", "kube-controller-manager", "helm"] {
+    for program in [
+        "etcd",
+        "kubectl",
+        "kube-controller-manager",
+        "kube-scheduler",
+        "kubelet",
+        "kube-proxy",
+        "helm",
+    ] {
         machine.program(&format!("path/{program}"), "exit 1");
     }
     let assets = machine.path("assets");
