@@ -21,7 +21,8 @@ pub const ELSEWHERE: &str = "elsewhere";
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Switch {
     /// A mirror that was taken over while it hung wakes up in rounds with commands on collections
-    /// as well: one that it had begun can then not be held back (`docs/limits.md`).
+    /// or with a time series as well: what it had begun of those can then not be held back
+    /// (`docs/limits.md`).
     Zombies,
 }
 
@@ -378,6 +379,7 @@ pub fn plan(seed: u64, version: Version, switches: &[Switch]) -> Plan {
         syncs: dice.one_in(6),
         strangers: plan.strangers,
         special: plan.internal_delta,
+        series: collections.iter().any(|one| one.kind == Kind::Readings),
         switches: switches.to_vec(),
     };
     // Commands on collections take as long as a hundred writes.
@@ -514,6 +516,8 @@ struct Round {
     strangers: bool,
     /// Whether what is only mirrored with the internal flags may appear.
     special: bool,
+    /// Whether there is a time series.
+    series: bool,
     switches: Vec<Switch>,
 }
 
@@ -608,8 +612,9 @@ impl Round {
         if layout == Layout::Forgetful && !dice.one_in(3) {
             return Fault::LoseHistory;
         }
+        let held_back = self.ddl == 0 && !self.series;
         match fault(dice, layout) {
-            Fault::TakeOver(pause) if self.ddl > 0 && !self.switches.contains(&Switch::Zombies) => {
+            Fault::TakeOver(pause) if !held_back && !self.switches.contains(&Switch::Zombies) => {
                 Fault::KillMirror(pause)
             }
             fault => fault,
