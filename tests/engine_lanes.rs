@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use bson::{Document, Timestamp, doc};
 use common::workload::{COLLECTIONS, Workload, fill};
-use common::{PATIENCE, assert_equal, caught_up, config, fresh_seed, mirroring, run};
+use common::{PATIENCE, assert_equal, caught_up, config, fresh_seed, mirroring, run, start};
 use futures::TryStreamExt;
 use mongodb::Database;
 use mongomirror::engine::config::{ApplyMode, MirrorConfig};
 use mongomirror::engine::position::ClusterTime;
 use mongomirror::runner::MirrorHandle;
-use testbed::{ReplicaSet, Version};
+use testbed::Version;
 
 on_both_versions!(
     snapshots_at_published_times_are_what_the_source_was,
@@ -45,12 +45,7 @@ async fn snapshot(db: &Database, at: ClusterTime) -> mongodb::error::Result<Vec<
 
 async fn snapshots_at_published_times_are_what_the_source_was(version: Version) {
     let seed = fresh_seed();
-    let (from, to) = tokio::join!(
-        ReplicaSet::builder().version(version).start(),
-        ReplicaSet::builder().version(version).start(),
-    );
-    let (from, to) = (from.unwrap(), to.unwrap());
-    let (source, target) = (from.client().await.unwrap(), to.client().await.unwrap());
+    let ((from, source), (to, target)) = tokio::join!(start(version), start(version));
     fill(&source, "shop", seed, 200).await;
     let mirror = MirrorHandle::start(parallel(&from.uri(), &to.uri()));
     mirroring(&mirror).await;
@@ -93,12 +88,7 @@ async fn snapshots_at_published_times_are_what_the_source_was(version: Version) 
 /// Within one batch each value goes from one document to the next, so that in no other order than
 /// one after the other all of them can be written.
 async fn unique_values_that_wander_arrive(version: Version) {
-    let set = ReplicaSet::builder()
-        .version(version)
-        .start()
-        .await
-        .unwrap();
-    let client = set.client().await.unwrap();
+    let (set, client) = start(version).await;
     let (shop, copy) = (client.database("shop"), client.database("shop_backup"));
     let seats = shop.collection::<Document>("seats");
     let keys = doc! {"key": {"seat": 1}, "name": "seat", "unique": true};

@@ -123,25 +123,14 @@ fn source(database: &str, series: &[String]) -> Value {
 
 /// Writes one database, whatever its validators say, and the mirror's own notes.
 fn target_role(database: &str, memory: &str, series: &[String]) -> Value {
-    const SYSTEM: [&str; 9] = [
-        "find",
-        "insert",
-        "update",
-        "remove",
-        "bypassDocumentValidation",
-        "createIndex",
-        "dropIndex",
-        "listIndexes",
-        "collMod",
-    ];
     // Renaming takes dropCollection from where, and insert and createIndex to where; scripts are
     // renamed before they are dropped.
-    let scripts = [&SYSTEM[..], &["dropCollection"]].concat();
+    let scripts = [privileges::WRITE, &["dropCollection"]].concat();
     let mut privileges = vec![
-        on(database, "", privileges::WRITE),
+        on(database, "", &privileges::write_all()),
         on(database, "system.js", &scripts),
         on(memory, "", privileges::NOTES),
     ];
-    privileges.extend(on_buckets(database, series, &SYSTEM));
+    privileges.extend(on_buckets(database, series, privileges::WRITE));
     role("target", database, privileges)
 }

@@ -274,6 +274,12 @@ pub struct Progress {
 }
 
 impl Progress {
+    /// The target's time at which it was exactly what the source was at `consistent_at`, if that is
+    /// there.
+    pub fn snapshot_time(&self) -> Option<ClusterTime> {
+        self.target_time.filter(|_| self.consistent_at.is_some())
+    }
+
     /// Both sides answer.
     pub fn connected(&self) -> bool {
         self.source.connected == Some(true) && self.target.connected == Some(true)

@@ -163,9 +163,7 @@ impl<'a> From<&'a Snapshot> for Mirror<'a> {
             lag_milliseconds: snapshot.lag_milliseconds(),
             consistent_at: time(progress.consistent_at.map(ClusterTime::as_system_time)),
             consistent_at_cluster_time: progress.consistent_at,
-            target_cluster_time: progress
-                .target_time
-                .filter(|_| progress.consistent_at.is_some()),
+            target_cluster_time: progress.snapshot_time(),
             applied_cluster_time: progress.position,
             message: snapshot.message(),
             problem: snapshot.problem.as_ref(),

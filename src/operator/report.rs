@@ -62,7 +62,6 @@ pub fn status(
         None if phase == Phase::Paused && ended_in_order(past) => past.consistent_at.clone(),
         None => None,
     };
-    let target_time = progress.target_time.filter(|_| consistent_at.is_some());
     let unsupported = if progress.unsupported.is_empty() && is_at_rest {
         past.unsupported.clone()
     } else {
@@ -89,7 +88,7 @@ pub fn status(
         lag: snapshot.lag(),
         lag_milliseconds: snapshot.lag_milliseconds().map(signed),
         phase,
-        target_time: target_time.map(|time| time.to_string()),
+        target_time: progress.snapshot_time().map(|time| time.to_string()),
         consistent_at,
         message: truncated(snapshot.message()),
         initial_sync,

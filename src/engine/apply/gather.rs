@@ -101,9 +101,9 @@ impl Batch {
         !self.has_documents() && self.ranges_done.is_empty()
     }
 
-    /// Deals the documents of the transaction out; they are complete.
-    pub fn deal(&mut self, parts: usize, part: impl Fn(&Entity) -> usize) -> Vec<Self> {
-        let dealt = std::mem::take(&mut self.inside).deal(parts, part);
+    /// Deals the documents of the transaction out to these parts, one for each; they are complete.
+    pub fn deal(&mut self, parts: usize, places: &[usize]) -> Vec<Self> {
+        let dealt = std::mem::take(&mut self.inside).deal(parts, places);
         let batch = |inside| Self {
             inside,
             ..Self::default()

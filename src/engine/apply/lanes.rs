@@ -69,17 +69,16 @@ impl Writer {
             return Ok(());
         }
         let together = together(prepared);
-        let lane = |entity: &Entity| lane(entity, &together, lanes);
-        let mut in_use = prepared.batch.entities().iter().map(lane);
-        let first = in_use.next();
-        if in_use.all(|other| Some(other) == first) {
+        let entities = prepared.batch.entities().iter();
+        let places: Vec<usize> = entities.map(|it| lane(it, &together, lanes)).collect();
+        if places.windows(2).all(|two| two[0] == two[1]) {
             return Ok(());
         }
         let until = prepared.ahead.and(Some(prepared.position.time)).until();
         let ahead = doc! {"aheadUntil": until.map(Timestamp::from)};
         let announce = self.state.update(Write::AnnounceLanes, self.epoch, ahead);
         announce.await?;
-        let parts = deal(prepared, lanes, lane);
+        let parts = deal(prepared, lanes, &places);
         let parts = self.lanes.writers.iter_mut().zip(&parts);
         let nothing = Written::default();
         let written_in = parts
@@ -136,9 +135,9 @@ fn lane(entity: &Entity, together: &HashSet<CollectionIndex>, lanes: usize) -> u
     usize::try_from(hasher.finish() % lanes as u64).unwrap_or(0)
 }
 
-/// Deals the documents of a batch out.
-fn deal(prepared: &mut Prepared, lanes: usize, lane: impl Fn(&Entity) -> usize) -> Vec<Prepared> {
-    let parts = prepared.batch.deal(lanes, lane);
+/// Deals the documents of a batch out to these lanes, one for each.
+fn deal(prepared: &mut Prepared, lanes: usize, places: &[usize]) -> Vec<Prepared> {
+    let parts = prepared.batch.deal(lanes, places);
     let part = |batch: Batch| Prepared {
         part: Part::Whole,
         batch,

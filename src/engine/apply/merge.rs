@@ -68,11 +68,10 @@ impl Documents {
     }
 
     /// Deals them out, in their order. Nothing can be added to what comes of it.
-    pub(super) fn deal(self, parts: usize, part: impl Fn(&Entity) -> usize) -> Vec<Self> {
+    pub(super) fn deal(self, parts: usize, places: &[usize]) -> Vec<Self> {
         let mut dealt: Vec<Self> = std::iter::repeat_with(Self::default).take(parts).collect();
-        for entity in self.entities {
-            let part = part(&entity);
-            dealt[part].entities.push(entity);
+        for (entity, place) in self.entities.into_iter().zip(places) {
+            dealt[*place].entities.push(entity);
         }
         dealt
     }

@@ -212,6 +212,10 @@ impl Writer {
         self.write_in_lanes(&mut prepared, &mut before).await?;
         let mut written = self.write_inside(&prepared, &before).await?;
         written.follow(before);
+        // Of the commit; in the middle of a transaction the session is put aside.
+        let session = self.session.as_ref();
+        let time = session.and_then(ClientSession::operation_time);
+        written.target_time = time.map(Into::into);
         if prepared.part != Part::More {
             self.outside_is_settled(&prepared);
             written.healed.append(&mut self.returned);
@@ -334,7 +338,6 @@ impl Writer {
         written.reconciled = Reconciled::default();
         let mut session = self.take_session().await?;
         let outcome = self.transact(prepared, ladder, &mut session, written).await;
-        written.target_time = session.operation_time().map(Into::into);
         self.session = Some(session);
         outcome
     }
@@ -398,7 +401,6 @@ impl Writer {
         }
         self.fill_state(prepared, &mut session, written).await?;
         commit(Write::CommitBatch, &mut session).await?;
-        written.target_time = session.operation_time().map(Into::into);
         self.session = Some(session);
         Ok(())
     }

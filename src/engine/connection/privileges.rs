@@ -15,7 +15,8 @@ pub const READ: &[&str] = &[
     "collStats",
 ];
 
-/// What is done with those of the target database.
+/// What is done with the documents and indexes of a collection of the target database, of a system
+/// collection as well.
 pub const WRITE: &[&str] = &[
     "find",
     "insert",
@@ -26,11 +27,20 @@ pub const WRITE: &[&str] = &[
     "dropIndex",
     "listIndexes",
     "collMod",
+];
+
+/// What is done with its collections beside that.
+const COLLECTIONS: &[&str] = &[
     "convertToCapped",
     "createCollection",
     "dropCollection",
     "listCollections",
 ];
+
+/// All that is done with the ordinary collections of the target database.
+pub fn write_all() -> Vec<&'static str> {
+    [WRITE, COLLECTIONS].concat()
+}
 
 /// What is done with the mirror's own notes. Collections come with the first document.
 pub const NOTES: &[&str] = &["find", "insert", "update", "remove"];
@@ -105,10 +115,8 @@ fn grants(privilege: &Document, database: &str, action: &str) -> bool {
     let actions = privilege.get_array("actions");
     is_of_it
         && actions.is_ok_and(|actions| {
-            let names = actions.iter().filter_map(|it| it.as_str());
-            names
-                .into_iter()
-                .any(|it| it == action || it == "anyAction")
+            let mut names = actions.iter().filter_map(|it| it.as_str());
+            names.any(|it| it == action || it == "anyAction")
         })
 }
 

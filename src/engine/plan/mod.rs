@@ -128,11 +128,12 @@ pub async fn prepare(
     {
         return Err(Error::SameDatabase(target_name.clone()));
     }
-    let read = [(&*config.source.database, privileges::READ)];
+    let read = [(config.source.database.as_str(), privileges::READ)];
     privileges::check(source_client, Side::Source, &read).await?;
+    let write = privileges::write_all();
     let written = [
-        (&**target_name, privileges::WRITE),
-        (&*config.state_database, privileges::NOTES),
+        (target_name.as_str(), write.as_slice()),
+        (config.state_database.as_str(), privileges::NOTES),
     ];
     privileges::check(target_client, Side::Target, &written).await?;
     let source = readable(source_client, config);
