@@ -51,8 +51,8 @@ async fn observed(cluster: &Cluster, mirror: &str) {
 /// in docs/status.md says what each does.
 const EDITS: [&str; 12] = [
     r#"{"spec": {"verification": {"interval": "1h"}}}"#,
-    r#"{"spec": {"limits": {"copyMebibytesPerSecond": 1, "readConcurrency": 2}}}"#,
-    r#"{"spec": {"limits": {"writeConcurrency": 1, "verificationMebibytesPerSecond": 5}}}"#,
+    r#"{"spec": {"limits": {"copyMiBPerSecond": 1, "readConcurrency": 2}}}"#,
+    r#"{"spec": {"limits": {"writeConcurrency": 1, "verificationMiBPerSecond": 5}}}"#,
     r#"{"spec": {"onHistoryLost": "Stop"}}"#,
     r#"{"spec": {"apply": {"mode": "Parallel"}}}"#,
     r#"{"spec": {"deletionPolicy": "DeleteTarget"}}"#,
@@ -80,7 +80,7 @@ async fn every_edit_is_taken_up_in_every_phase_and_nothing_is_copied_again() {
         large.insert_many(documents).await.unwrap();
     }
     fill(&client.database("failed_backup"), "theirs", 0, 1).await;
-    let slow = "  limits: {copyMebibytesPerSecond: 1}\n";
+    let slow = "  limits: {copyMiBPerSecond: 1}\n";
     cluster
         .apply(
             &[

@@ -32,12 +32,22 @@ async fn what_cannot_be_run_is_refused_with_what_to_write_instead() {
             "spec.target.uriSecretRef to another deployment",
         ),
         (of(&long, ""), "set spec.target.database"),
-        (of("a.b", ""), "spec.source.database"),
+        (of("a.b", ""), "as `show dbs` prints it"),
+        (target("database: a b"), "as `show dbs` prints it"),
+        (target("stateDatabase: a/b"), "as `show dbs` prints it"),
         (of("\"\"", ""), "spec.source.database"),
         (of(&"x".repeat(64), "  target: {database: small}\n"), "63"),
         (
             collections("include: [\"\"]"),
             "spec.collections.include[0]",
+        ),
+        (
+            collections("include: [orders, \"^carts$\"]"),
+            "write collections' names; * stands for any characters",
+        ),
+        (
+            collections("exclude: [\"a\\0b\"]"),
+            "write collections' names",
         ),
         (collections("exclude: orders"), "spec.collections.exclude"),
         (of("shop", "  enabled: \"yes\"\n"), "spec.enabled"),
@@ -47,19 +57,27 @@ async fn what_cannot_be_run_is_refused_with_what_to_write_instead() {
         ),
         (
             of("shop", "  verification: {interval: often}\n"),
-            "spec.verification.interval",
+            "write a duration as 24h, 90m or 1h30m",
         ),
         (
             of("shop", "  verification: {interval: 30s}\n"),
-            "a minute is the least",
+            "a minute is the least, 1m",
         ),
         (
-            of("shop", "  limits: {verificationMebibytesPerSecond: 0}\n"),
-            "spec.limits.verificationMebibytesPerSecond",
+            of("shop", "  limits: {verificationMiBPerSecond: 0}\n"),
+            "spec.limits.verificationMiBPerSecond",
         ),
         (
             mirror("m", "Not_A_Name", "shop", ""),
-            "spec.source.uriSecretRef.name",
+            "write the name of a Secret in the MongoMirror's namespace",
+        ),
+        (
+            target("uriSecretRef: {name: s, key: a b}"),
+            "write a key of the Secret",
+        ),
+        (
+            target("tls: {caSecretRef: {name: _}}"),
+            "write the name of a Secret",
         ),
     ];
     let table = table.into_iter().chain([

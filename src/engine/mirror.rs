@@ -86,11 +86,11 @@ pub async fn run(
             Again::Human => HUMAN,
             Again::Soon => pause,
         };
-        if !before.has_gap {
-            report(config, publish, &error);
-        }
         // Many mirrors of one server must not come back in step.
         let wait = wait.mul_f64(rand::rng().random_range(0.75..1.25));
+        if !before.has_gap {
+            report(config, publish, &error, SystemTime::now() + wait);
+        }
         match rest(wait, &mut before, requests, stop).await {
             Rested::Over => {}
             Rested::Stopped => break,
@@ -248,7 +248,12 @@ async fn run_connected(
 }
 
 /// Makes a problem visible: once in the log, for as long as it lasts in the progress.
-fn report(config: &MirrorConfig, publish: &watch::Sender<Progress>, error: &Error) {
+fn report(
+    config: &MirrorConfig,
+    publish: &watch::Sender<Progress>,
+    error: &Error,
+    next_attempt: SystemTime,
+) {
     let message = error.to_string();
     let mut is_new = false;
     publish.send_modify(|progress| {
@@ -265,6 +270,7 @@ fn report(config: &MirrorConfig, publish: &watch::Sender<Progress>, error: &Erro
             message: message.clone(),
             needs_human: error.needs_human(),
             since,
+            next_attempt: Some(next_attempt),
         });
         progress.lag = None;
         if error.side() == Some(Side::Target) || matches!(error, Error::Fenced { .. }) {

@@ -140,6 +140,9 @@ pub struct Problem {
     /// Since when.
     #[serde(skip)]
     pub since: SystemTime,
+    /// When the mirror is tried again; `None` if that waits for an event, or goes on all the time.
+    #[serde(skip)]
+    pub next_attempt: Option<SystemTime>,
 }
 
 /// Monotonic counts since the mirror was started in this process.

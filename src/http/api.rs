@@ -50,6 +50,8 @@ struct Mirror<'a> {
     applied_cluster_time: Option<ClusterTime>,
     message: String,
     problem: Option<&'a Problem>,
+    /// When a mirror that could not go on is tried again, by itself.
+    next_attempt: Option<String>,
     source: &'a Link,
     target: &'a Link,
     initial_sync: Option<InitialCopy<'a>>,
@@ -167,6 +169,7 @@ impl<'a> From<&'a Snapshot> for Mirror<'a> {
             applied_cluster_time: progress.position,
             message: snapshot.message(),
             problem: snapshot.problem.as_ref(),
+            next_attempt: time(snapshot.next_attempt()),
             source: &progress.source,
             target: &progress.target,
             initial_sync: progress.initial_sync.as_ref().map(|sync| InitialCopy {

@@ -397,6 +397,7 @@ impl Keeper {
                         .to_owned(),
                     needs_human: false,
                     since: SystemTime::now(),
+                    next_attempt: None,
                 })
                 .await;
             if let Some(publisher) = &mut self.publisher {
@@ -458,6 +459,7 @@ fn validated(key: &MirrorKey, dereferenced: Dereferenced) -> Option<Validated> {
                     .to_owned(),
                 needs_human: true,
                 since: SystemTime::now(),
+                next_attempt: None,
             };
             return Some(Validated {
                 identity,

@@ -343,6 +343,7 @@ fn haste(written: &MongoMirrorStatus, wanted: &MongoMirrorStatus) -> Haste {
         || written.unsupported != wanted.unsupported
         || written.apply_form != wanted.apply_form
         || written.message != wanted.message
+        || written.next_attempt != wanted.next_attempt
         || magnitude(written.lag_milliseconds) != magnitude(wanted.lag_milliseconds);
     if moved { Haste::Soon } else { Haste::Calm }
 }
@@ -418,6 +419,8 @@ mod tests {
         assert_eq!(haste_of(|s| s.lag_milliseconds = Some(2000)), Haste::Soon);
         assert_eq!(haste_of(|s| s.lag_milliseconds = None), Haste::Soon);
         assert_eq!(haste_of(|s| s.message = "x".into()), Haste::Soon);
+        let soon = Some(Time(Timestamp::UNIX_EPOCH));
+        assert_eq!(haste_of(|s| s.next_attempt = soon), Haste::Soon);
     }
 
     #[test]
@@ -430,6 +433,7 @@ mod tests {
         let mut after = before.clone();
         after.consistent_at = at(20);
         assert_eq!(haste(&before, &after), Haste::Calm);
+        assert_eq!(haste_of(|s| s.heartbeat = at(10)), Haste::Calm);
         // That it is known at all is another matter.
         assert_eq!(haste_of(|s| s.consistent_at = at(10)), Haste::Now);
     }

@@ -91,6 +91,10 @@ pub fn status(
         target_time: progress.snapshot_time().map(|time| time.to_string()),
         consistent_at,
         message: truncated(snapshot.message()),
+        next_attempt: snapshot
+            .next_attempt()
+            .map(|time| Time(words::timestamp(time))),
+        heartbeat: is_moving(snapshot).then(|| Time(words::timestamp(now))),
         initial_sync,
         verification,
         unsupported,
@@ -104,6 +108,18 @@ pub fn status(
         oplog_headroom: oplog_headroom(progress.headroom.as_ref(), past.oplog_headroom.as_ref()),
         requests,
         conditions,
+    }
+}
+
+/// Whether something can happen to the mirror that the operator is not told of: a status that says
+/// so must not stay when nobody looks any more.
+fn is_moving(snapshot: &Snapshot) -> bool {
+    match snapshot.phase() {
+        progress::Phase::Copying | progress::Phase::CatchingUp | progress::Phase::Mirroring => true,
+        progress::Phase::Pending | progress::Phase::Failed => {
+            snapshot.problem.is_none() || snapshot.next_attempt().is_some()
+        }
+        progress::Phase::Paused => false,
     }
 }
 
@@ -276,6 +292,7 @@ mod tests {
             message: "it is so".into(),
             needs_human,
             since: now(),
+            next_attempt: None,
         }
     }
 
@@ -464,6 +481,95 @@ mod tests {
              Reconciling=True/Retrying Stalled=False/NoActionNeeded \
              Degraded=False/AsExpected"
         );
+    }
+
+    /// What kstatus makes of a status, as Helm and Flux do: the generation, then `Reconciling`, then
+    /// `Stalled`, then `Ready` (facts: kubernetes.md 1).
+    fn kstatus(status: &MongoMirrorStatus, generation: i64) -> &'static str {
+        let is = |type_, wanted| {
+            let condition = status.condition(type_);
+            condition.is_some_and(|condition| condition.status == wanted)
+        };
+        if status.observed_generation != generation
+            || is(condition::RECONCILING, ConditionStatus::True)
+        {
+            "InProgress"
+        } else if is(condition::STALLED, ConditionStatus::True) {
+            "Failed"
+        } else if is(condition::READY, ConditionStatus::False)
+            || is(condition::READY, ConditionStatus::Unknown)
+        {
+            "InProgress"
+        } else {
+            "Current"
+        }
+    }
+
+    #[test]
+    fn tools_that_know_no_mirrors_tell_what_works_from_what_waits_for_a_person() {
+        use progress::Phase::{CatchingUp, Copying, Failed, Mirroring, Paused, Pending};
+        let of = |phase, trouble: Option<Problem>| {
+            let progress = Progress {
+                phase,
+                problem: trouble,
+                ..consistent()
+            };
+            status_of(progress, &MongoMirrorStatus::default())
+        };
+        let unreachable = || Some(problem(Reason::SourceUnreachable, false));
+        let not_empty = || Some(problem(Reason::TargetNotEmpty, true));
+        for (phase, trouble, expected) in [
+            (Pending, None, "InProgress"),
+            (Copying, None, "InProgress"),
+            (CatchingUp, None, "InProgress"),
+            (Mirroring, None, "Current"),
+            (Paused, None, "Current"),
+            (Failed, None, "Failed"),
+            (Pending, unreachable(), "InProgress"),
+            (Copying, unreachable(), "InProgress"),
+            (Mirroring, unreachable(), "InProgress"),
+            (Failed, not_empty(), "Failed"),
+        ] {
+            let told = of(phase, trouble);
+            assert_eq!(kstatus(&told, 3), expected, "{}", summary(&told));
+            assert_eq!(kstatus(&told, 4), "InProgress", "of an earlier spec");
+        }
+        let unseen = MongoMirrorStatus::default();
+        assert_eq!(kstatus(&unseen, 1), "InProgress", "nobody has looked yet");
+
+        let mut gone = listing(consistent());
+        gone.problem = Some(problem(Reason::OperatorStopped, false));
+        let told = status(&snapshot(gone), 3, &unseen, Vec::new(), now());
+        assert_eq!(kstatus(&told, 3), "InProgress");
+    }
+
+    #[test]
+    fn a_status_says_when_it_was_said_and_when_the_mirror_is_tried_again() {
+        let time = |status: Option<&Time>| status.map(|time| time.0.as_second());
+        let told = status_of(consistent(), &MongoMirrorStatus::default());
+        assert_eq!(time(told.heartbeat.as_ref()), Some(1_790_000_000));
+        assert_eq!(told.next_attempt, None);
+
+        let failed = Progress {
+            problem: Some(Problem {
+                next_attempt: Some(now() + Duration::from_secs(30)),
+                ..problem(Reason::TargetNotEmpty, true)
+            }),
+            ..at_rest(consistent(), progress::Phase::Failed)
+        };
+        let told = status_of(failed, &MongoMirrorStatus::default());
+        assert_eq!(time(told.heartbeat.as_ref()), Some(1_790_000_000));
+        assert_eq!(time(told.next_attempt.as_ref()), Some(1_790_000_030));
+
+        // Nothing happens to these, and nothing is written.
+        let waits = Progress {
+            problem: Some(problem(Reason::SecretNotFound, false)),
+            ..at_rest(consistent(), progress::Phase::Pending)
+        };
+        for still in [at_rest(consistent(), progress::Phase::Paused), waits] {
+            let still = status_of(still, &told);
+            assert_eq!((still.heartbeat, still.next_attempt), (None, None));
+        }
     }
 
     #[test]

@@ -23,6 +23,44 @@ const IS_ELSEWHERE: &str = "(has(self.target) && has(self.target.uriSecretRef) &
 /// MongoDB's own databases, and that of the mirrors' checkpoints.
 const RESERVED: &str = "['admin', 'config', 'local', 'mongomirror']";
 
+/// What MongoDB accepts as a database name on every platform it runs on.
+pub(super) fn is_database_name() -> Rule {
+    matches(
+        r#"^[^/\\. "$*<>:|?\x00]+$"#,
+        r#"a database name holds no spaces and none of / \ . " $ * < > : | ?: write the name as `show dbs` prints it"#,
+    )
+}
+
+/// What Kubernetes accepts as a Secret's name.
+pub(super) fn is_secret_name() -> Rule {
+    matches(
+        r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
+        "write the name of a Secret in the MongoMirror's namespace: lower-case letters, digits, - \
+         and .",
+    )
+}
+
+/// What Kubernetes accepts as a key of a Secret.
+pub(super) fn is_secret_key() -> Rule {
+    matches(
+        "^[-._a-zA-Z0-9]+$",
+        "write a key of the Secret: letters, digits, -, _ and .",
+    )
+}
+
+/// Names that collections can have.
+pub(super) fn are_collection_names() -> Rule {
+    Rule::new(r"self.all(name, !name.contains('$') && !name.contains('\x00'))").message(
+        "no collection has a name with $ in it: write collections' names; * stands for any \
+         characters, and nothing else has a meaning",
+    )
+}
+
+/// The whole text is of a form.
+fn matches(form: &str, message: &str) -> Rule {
+    Rule::new(format!("self.matches(r'{form}')")).message(message)
+}
+
 /// The source's database is the same for good.
 pub(super) fn source_stays() -> Rule {
     Rule::new("self == oldSelf").message(
@@ -58,8 +96,11 @@ pub(super) fn target_is_a_users() -> Rule {
 
 /// Both sides are not compared all the time.
 pub(super) fn interval_is_a_minute() -> Rule {
-    Rule::new("duration(self) >= duration('1m')")
-        .message("a minute is the least, 1m: write a longer time, as 24h")
+    let form = r"^([0-9]+(\.[0-9]+)?(h|m|s))+$";
+    Rule::new(format!(
+        "self.matches(r'{form}') && duration(self) >= duration('1m')"
+    ))
+    .message("write a duration as 24h, 90m or 1h30m; a minute is the least, 1m")
 }
 
 /// The default name of the target is not too long.

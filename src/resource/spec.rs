@@ -71,6 +71,13 @@ use super::validation::DEFAULT_STATE_DATABASE;
         description = "Whether the mirror does what its spec asks for."
     ),
     printcolumn(
+        name = "Heartbeat",
+        type_ = "date",
+        json_path = ".status.heartbeat",
+        description = "How long ago the operator last said all this; after three minutes nobody knows \
+                       whether it is still so."
+    ),
+    printcolumn(
         name = "Age",
         type_ = "date",
         json_path = ".metadata.creationTimestamp",
@@ -199,7 +206,7 @@ pub struct VerificationSpec {
     /// How long after one comparison the next one begins, as `24h` or `90m`; a minute at least.
     /// Without it, both sides are compared after each copy only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 2, max = 32), regex(pattern = DURATION))]
+    #[schemars(length(min = 2, max = 32))]
     #[x_kube(validation = rules::interval_is_a_minute())]
     pub interval: Option<String>,
 }
@@ -210,7 +217,11 @@ pub struct VerificationSpec {
 pub struct LimitsSpec {
     /// How much a copy reads of the source in a second, in MiB: the initial one, and every later
     /// one. Without it, as fast as both sides can.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "copyMiBPerSecond",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
     #[schemars(range(min = 1, max = 100_000))]
     pub copy_mebibytes_per_second: Option<i32>,
 
@@ -225,7 +236,11 @@ pub struct LimitsSpec {
     pub write_concurrency: Option<i32>,
 
     /// How much a comparison of both sides reads of each in a second, in MiB. Without it, 64.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "verificationMiBPerSecond",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
     #[schemars(range(min = 1, max = 100_000))]
     pub verification_mebibytes_per_second: Option<i32>,
 }
@@ -263,8 +278,12 @@ pub struct SourceSpec {
     pub tls: Option<TlsSpec>,
 
     /// The source database's name. It cannot be changed later.
-    #[schemars(length(min = 1, max = 63), regex(pattern = DATABASE_NAME))]
-    #[x_kube(validation = rules::source_stays(), validation = rules::source_is_a_users())]
+    #[schemars(length(min = 1, max = 63))]
+    #[x_kube(
+        validation = rules::is_database_name(),
+        validation = rules::source_stays(),
+        validation = rules::source_is_a_users()
+    )]
     pub database: String,
 }
 
@@ -309,16 +328,19 @@ pub struct TargetSpec {
     /// The target database's name. Without it, `<source database>_backup`. It cannot be changed
     /// later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 63), regex(pattern = DATABASE_NAME))]
-    #[x_kube(validation = rules::target_is_a_users())]
+    #[schemars(length(min = 1, max = 63))]
+    #[x_kube(validation = rules::is_database_name(), validation = rules::target_is_a_users())]
     pub database: Option<String>,
 
     /// The database beside the target in which the mirror keeps its memory: checkpoints, what is
     /// copied, what was refused. All mirrors of a deployment may share one. It cannot be changed
     /// later.
     #[serde(default = "state_database")]
-    #[schemars(length(min = 1, max = 63), regex(pattern = DATABASE_NAME))]
-    #[x_kube(validation = rules::state_is_not_mongodbs())]
+    #[schemars(length(min = 1, max = 63))]
+    #[x_kube(
+        validation = rules::is_database_name(),
+        validation = rules::state_is_not_mongodbs()
+    )]
     pub state_database: String,
 }
 
@@ -372,12 +394,14 @@ pub struct TlsSpec {
 pub struct CaSecretRef {
     /// The Secret's name. It is read from the namespace of the MongoMirror, and read again when
     /// it changes.
-    #[schemars(length(min = 1, max = 253), regex(pattern = SECRET_NAME))]
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = rules::is_secret_name())]
     pub name: String,
 
     /// The key under which the Secret holds the certificates.
     #[serde(default = "ca_key")]
-    #[schemars(length(min = 1, max = 253), regex(pattern = SECRET_KEY))]
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = rules::is_secret_key())]
     pub key: String,
 }
 
@@ -387,7 +411,8 @@ pub struct CaSecretRef {
 pub struct ClientCertificateSecretRef {
     /// The Secret's name. It holds the certificate under `tls.crt` and its key under `tls.key`,
     /// both as PEM.
-    #[schemars(length(min = 1, max = 253), regex(pattern = SECRET_NAME))]
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = rules::is_secret_name())]
     pub name: String,
 }
 
@@ -403,13 +428,15 @@ fn ca_key() -> String {
 pub struct SecretKeyRef {
     /// The Secret's name. It is read from the namespace of the MongoMirror, and read again when
     /// it changes.
-    #[schemars(length(min = 1, max = 253), regex(pattern = SECRET_NAME))]
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = rules::is_secret_name())]
     pub name: String,
 
     /// The key under which the Secret holds the connection string, for example
     /// `mongodb://user:password@host:27017/?replicaSet=rs0`.
     #[serde(default = "uri_key")]
-    #[schemars(length(min = 1, max = 253), regex(pattern = SECRET_KEY))]
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = rules::is_secret_key())]
     pub key: String,
 }
 
@@ -424,12 +451,14 @@ pub struct CollectionsSpec {
     /// Names of collections to mirror; `*` stands for any characters. Empty or absent: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), inner(length(min = 1, max = 255)))]
+    #[x_kube(validation = rules::are_collection_names())]
     pub include: Vec<String>,
 
     /// Names of collections to leave out, even if `include` names them; `*` stands for any
     /// characters.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), inner(length(min = 1, max = 255)))]
+    #[x_kube(validation = rules::are_collection_names())]
     pub exclude: Vec<String>,
 
     /// What becomes of the target's copy of a collection that you take out of the selection. Retain:
@@ -449,13 +478,3 @@ pub enum OnDeselected {
     /// They are dropped.
     Drop,
 }
-
-/// What MongoDB accepts as a database name on every platform it runs on, minus its length.
-pub(super) const DATABASE_NAME: &str = r#"^[^/\\. "$*<>:|?\x00]+$"#;
-/// Hours, minutes and seconds.
-pub(super) const DURATION: &str = r"^([0-9]+(\.[0-9]+)?(h|m|s))+$";
-/// What Kubernetes accepts as a Secret's name.
-pub(super) const SECRET_NAME: &str =
-    r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
-/// What Kubernetes accepts as a key of a Secret.
-pub(super) const SECRET_KEY: &str = r"^[-._a-zA-Z0-9]+$";

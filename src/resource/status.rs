@@ -67,6 +67,20 @@ pub struct MongoMirrorStatus {
     #[schemars(length(max = 4096))]
     pub message: String,
 
+    /// When a mirror that could not go on is tried again, by itself. Absent while it runs, and while
+    /// it waits for something that the operator is told of, as a Secret or an edit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "time")]
+    pub next_attempt: Option<Time>,
+
+    /// When the operator last said all this; refreshed every minute at least. If it is older than
+    /// three minutes, no operator looks after the mirror, and nobody knows whether the rest of this
+    /// status is still so. Absent while nothing can change: the mirror is paused, or waits for a
+    /// Secret or an edit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "time")]
+    pub heartbeat: Option<Time>,
+
     /// The initial copy, from the moment it is planned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initial_sync: Option<InitialSyncStatus>,
@@ -131,6 +145,8 @@ impl Default for MongoMirrorStatus {
             consistent_at: None,
             target_time: None,
             message: String::new(),
+            next_attempt: None,
+            heartbeat: None,
             initial_sync: None,
             verification: None,
             unsupported: Vec::new(),

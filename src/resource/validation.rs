@@ -266,11 +266,11 @@ fn check_limits(spec: Option<&LimitsSpec>) -> Result<ValidLimits, SpecError> {
         Ok::<_, SpecError>(count.and_then(|count| usize::try_from(count).ok()))
     };
     Ok(ValidLimits {
-        copy_bytes_per_second: pace("copyMebibytesPerSecond", spec.copy_mebibytes_per_second)?,
+        copy_bytes_per_second: pace("copyMiBPerSecond", spec.copy_mebibytes_per_second)?,
         readers: concurrency("readConcurrency", spec.read_concurrency)?,
         writers: concurrency("writeConcurrency", spec.write_concurrency)?,
         verify_bytes_per_second: pace(
-            "verificationMebibytesPerSecond",
+            "verificationMiBPerSecond",
             spec.verification_mebibytes_per_second,
         )?,
     })
@@ -363,8 +363,9 @@ fn check_patterns(field: &str, patterns: Vec<String>) -> Result<Vec<String>, Spe
             "it is empty, write a collection's name, or \"*\" for all"
         } else if pattern.len() > 255 {
             "a collection's name has at most 255 bytes"
-        } else if pattern.contains('\0') {
-            "it holds a NUL byte, which no collection name can"
+        } else if pattern.contains(['$', '\0']) {
+            "no collection has a name with $ or a NUL byte in it; write collections' names, * stands \
+             for any characters"
         } else {
             continue;
         };

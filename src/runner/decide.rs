@@ -251,6 +251,7 @@ mod tests {
             message: String::new(),
             needs_human: false,
             since: std::time::SystemTime::UNIX_EPOCH,
+            next_attempt: None,
         }
     }
 

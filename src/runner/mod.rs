@@ -165,6 +165,7 @@ async fn supervise(
                         ),
                         needs_human: false,
                         since: SystemTime::now(),
+                        next_attempt: Some(SystemTime::now() + RESTART_AFTER_PANIC),
                     });
                 });
             }

@@ -197,6 +197,11 @@ impl Snapshot {
         !self.stale && self.progress.connected()
     }
 
+    /// When a mirror that could not go on is tried again.
+    pub fn next_attempt(&self) -> Option<SystemTime> {
+        self.problem.as_ref()?.next_attempt
+    }
+
     /// The lag for people, never empty.
     pub fn lag(&self) -> String {
         self.progress
@@ -351,6 +356,7 @@ pub(crate) mod tests {
             message: message.into(),
             needs_human: true,
             since: SystemTime::UNIX_EPOCH,
+            next_attempt: None,
         };
         let progress = Progress {
             problem: Some(problem("inside")),

@@ -161,6 +161,7 @@ pub fn problem(
         message,
         needs_human,
         since: SystemTime::now(),
+        next_attempt: None,
     }
 }
 

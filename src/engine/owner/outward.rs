@@ -30,6 +30,7 @@ impl Owner<'_> {
                     message,
                     needs_human: false,
                     since: SystemTime::now(),
+                    next_attempt: None,
                 });
             }
             Some(StreamReport::Regained) => {
@@ -102,6 +103,7 @@ impl Owner<'_> {
                 message,
                 needs_human: false,
                 since: SystemTime::now(),
+                next_attempt: None,
             });
         }
     }
