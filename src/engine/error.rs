@@ -7,6 +7,7 @@ use mongodb::error::{Error as DriverError, ErrorKind, WriteFailure};
 use thiserror::Error;
 
 use super::position::ClusterTime;
+use super::silence;
 use crate::reason::Reason;
 
 /// Result of the engine's own functions.
@@ -575,9 +576,7 @@ fn describe(error: &DriverError) -> String {
              and your own, if they want one, in tls.clientCertificateSecretRef"
                 .to_owned()
         }
-        ErrorKind::ServerSelection { .. } => "no suitable server answers: check host names, \
-             ports, TLS and that the replica set has a primary"
-            .to_owned(),
+        ErrorKind::ServerSelection { message, .. } => silence::in_words(message),
         // Names and options as DNS gave them: nothing in it is secret.
         ErrorKind::DnsResolve { message, .. } => {
             format!("the host names cannot be resolved ({message})")

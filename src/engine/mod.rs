@@ -21,6 +21,7 @@ pub mod quarantine;
 pub mod repair;
 pub mod request;
 pub mod selection;
+mod silence;
 pub mod snapshot;
 pub mod state;
 pub mod stream;

@@ -261,10 +261,9 @@ impl Wish {
 }
 
 fn verified(result: VerificationResult) -> String {
-    format!(
-        "{} documents compared, {} differences, {} of them put right",
-        result.documents, result.differences, result.repaired
-    )
+    let documents = words::count(result.documents, "document", "documents");
+    let differences = words::differences(result.differences, result.repaired);
+    format!("{documents} compared, {differences}")
 }
 
 fn synced(synced: Synced) -> String {

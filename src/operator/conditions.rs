@@ -263,26 +263,17 @@ fn verified(last: Option<&VerificationStatus>) -> Observation {
         Some(last) if last.differences == 0 => (
             ConditionStatus::True,
             Reason::Equal,
-            format!(
-                "Compared as of {}: {} documents, no difference.",
-                last.consistent_at.0, last.documents
-            ),
+            compared(last),
         ),
         Some(last) if last.repaired >= last.differences => (
             ConditionStatus::True,
             Reason::Repaired,
-            format!(
-                "Compared as of {}: {} differences, all put right.",
-                last.consistent_at.0, last.differences
-            ),
+            compared(last),
         ),
         Some(last) => (
             ConditionStatus::False,
             Reason::DifferencesFound,
-            format!(
-                "Compared as of {}: {} differences, {} of them put right.",
-                last.consistent_at.0, last.differences, last.repaired
-            ),
+            compared(last),
         ),
     };
     Observation {
@@ -291,6 +282,16 @@ fn verified(last: Option<&VerificationStatus>) -> Observation {
         reason,
         message,
     }
+}
+
+fn compared(last: &VerificationStatus) -> String {
+    let count = |count: i64| u64::try_from(count).unwrap_or_default();
+    format!(
+        "Compared as of {}: {}, {}.",
+        last.consistent_at.0,
+        words::count(count(last.documents), "document", "documents"),
+        words::differences(count(last.differences), count(last.repaired))
+    )
 }
 
 /// Whether the target is not wholly what the source is, although the mirror goes on.
@@ -303,9 +304,8 @@ fn degraded(snapshot: &Snapshot) -> Observation {
         && !last.is_equal()
     {
         let message = format!(
-            "The last verification found {} differences and put {} of them right. {}",
-            last.differences,
-            last.repaired,
+            "The last verification found {}. {}",
+            words::differences(last.differences, last.repaired),
             last.definitions.join("; ")
         );
         (ConditionStatus::True, Reason::DifferencesFound, message)

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::events::{Event, EventType, Recorder};
 
 use super::crash;
@@ -69,6 +70,7 @@ fn between(before: &MongoMirrorStatus, now: &MongoMirrorStatus) -> Vec<Event> {
         _ => {}
     }
     if let Some(last) = &now.verification
+        && began_before(before, &last.time)
         && before.verification.as_ref().map(|it| &it.time) != Some(&last.time)
     {
         events.push(of_verification(last, now));
@@ -138,6 +140,12 @@ fn problem(status: &MongoMirrorStatus) -> Option<&Condition> {
         .is_some_and(|seen| Reason::Retrying == seen.reason.as_str());
     let is_wrong = retries || is_true(status.condition(condition::STALLED));
     status.condition(condition::READY).filter(|_| is_wrong)
+}
+
+/// Whether the resource had a status by then: what an earlier one of its name had is no news of it.
+fn began_before(status: &MongoMirrorStatus, time: &Time) -> bool {
+    let times = status.conditions.iter().map(|it| &it.last_transition_time);
+    times.min().is_some_and(|first| first <= time)
 }
 
 fn of_verification(last: &VerificationStatus, now: &MongoMirrorStatus) -> Event {
@@ -283,6 +291,8 @@ mod tests {
         };
         assert_eq!(told(&mirroring(), &verified(0, 1)), ["Normal Verified"]);
         assert!(told(&verified(0, 1), &verified(0, 1)).is_empty());
+        // Of an earlier resource of the name.
+        assert!(told(&mirroring(), &verified(2, -9)).is_empty());
         assert_eq!(
             told(&verified(0, 1), &verified(2, 9)),
             ["Warning DifferencesFound"]

@@ -197,6 +197,14 @@ impl Snapshot {
         !self.stale && self.progress.connected()
     }
 
+    /// Neither a copy nor the stream has shown that there is anything.
+    fn has_seen_nothing(&self) -> bool {
+        let copied = self.progress.initial_sync.as_ref();
+        copied.is_some_and(|copied| copied.collections_total == 0)
+            && self.progress.totals.events_applied == 0
+            && self.progress.totals.commands == 0
+    }
+
     /// When a mirror that could not go on is tried again.
     pub fn next_attempt(&self) -> Option<SystemTime> {
         self.problem.as_ref()?.next_attempt
@@ -264,7 +272,15 @@ impl Snapshot {
             }
             Phase::Mirroring if !progress.quarantine.is_empty() => refused(&progress.quarantine),
             Phase::Mirroring => {
-                "The target is exactly the source as of the time in consistentAt.".to_owned()
+                let exact = "The target is exactly the source as of the time in consistentAt.";
+                match self.has_seen_nothing() {
+                    true => format!(
+                        "{exact} So far the source has no collection that is mirrored: is \"{}\" \
+                         its name?",
+                        self.source_database
+                    ),
+                    false => exact.to_owned(),
+                }
             }
             Phase::Paused => match self.headroom() {
                 Some(headroom) => format!("Paused. Set spec.enabled to true to go on. {headroom}"),
@@ -280,10 +296,7 @@ pub fn refused(documents: &[Quarantined]) -> String {
     let Some(first) = documents.first() else {
         return String::new();
     };
-    let count = match documents.len() {
-        1 => "1 document".to_owned(),
-        more => format!("{more} documents"),
-    };
+    let count = words::count(documents.len() as u64, "document", "documents");
     format!(
         "The target refuses {count} of the source ({}: {}); everything else is mirrored. They are \
          tried again and again: remove the cause, as an index that only the target has.",

@@ -51,6 +51,23 @@ pub fn rough_count(exact: u64) -> u64 {
     exact / unit * unit
 }
 
+/// `1 document`, `2 documents`.
+pub fn count(count: u64, one: &str, more: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { more })
+}
+
+/// What a comparison came to: how much was different, and how much of that was put right.
+pub fn differences(found: u64, repaired: u64) -> String {
+    let found_all = count(found, "difference", "differences");
+    match (found, repaired) {
+        (0, _) => "no difference".to_owned(),
+        (1, 0) => format!("{found_all}, not put right"),
+        (1, _) => format!("{found_all}, put right"),
+        _ if repaired >= found => format!("{found_all}, all put right"),
+        _ => format!("{found_all}, {repaired} of them put right"),
+    }
+}
+
 /// Where the time that is left is going.
 pub fn trend(trend: Trend) -> String {
     match trend {
@@ -163,6 +180,20 @@ mod tests {
     fn times_have_whole_seconds_in_utc() {
         let time = SystemTime::UNIX_EPOCH + Duration::from_millis(1_790_000_000_999);
         assert_eq!(rfc3339(time), "2026-09-21T14:13:20Z");
+    }
+
+    #[test]
+    fn counts_read_well() {
+        for (found, repaired, expected) in [
+            (0, 0, "no difference"),
+            (1, 0, "1 difference, not put right"),
+            (1, 1, "1 difference, put right"),
+            (3, 3, "3 differences, all put right"),
+            (3, 0, "3 differences, 0 of them put right"),
+        ] {
+            assert_eq!(differences(found, repaired), expected);
+        }
+        assert_eq!(count(1, "document", "documents"), "1 document");
     }
 
     #[test]
