@@ -3,18 +3,26 @@
 mod common;
 
 use std::process::Command;
+use std::time::Duration;
 
 use bson::{Document, doc};
+use common::oplog::roll_over;
+use common::refused::{arrays, noted, strangers_index, verified};
+use common::workload::{self, Workload};
 use common::{
-    PATIENCE, ask_to_verify, assert_equal, caught_up, config, definitions, fill, hashes, mirroring,
-    run, verify, wait_for,
+    PATIENCE, ask_to_verify, assert_equal, assert_equal_within, caught_up, config, definitions,
+    eventually, fill, fresh_seed, hashes, mirroring, run, verify, wait_for,
 };
-use futures::StreamExt;
-use mongodb::Database;
+use futures::{StreamExt, TryStreamExt};
+use mongodb::{Client, Database};
+use mongomirror::engine::config::{
+    ApplyMode, MirrorConfig, OnDeselected, OnExistingData, ReadFrom,
+};
 use mongomirror::engine::finish::{End, finish};
 use mongomirror::engine::headroom::Headroom;
-use mongomirror::engine::progress::Phase;
-use mongomirror::engine::request::Request;
+use mongomirror::engine::progress::{Phase, Progress};
+use mongomirror::engine::request::{Request, ask};
+use mongomirror::engine::selection::Selection;
 use mongomirror::runner::MirrorHandle;
 use testbed::{ReplicaSet, Version};
 use tokio::sync::oneshot;
@@ -26,17 +34,64 @@ fn roles(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Makes the roles that are printed as JSON; returns their names.
-async fn create(set: &ReplicaSet, arguments: &[&str]) -> Vec<String> {
-    let text = roles(&[arguments, &["--json"]].concat());
-    let all: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
-    let mut names = Vec::new();
-    for role in all {
-        let role = bson::serialize_to_document(&role).unwrap();
-        names.push(role.get_str("createRole").unwrap().to_owned());
-        set.admin(role).await.unwrap();
+/// The roles of a mirror of this database, on the source and on the target.
+fn printed(database: &str, more: &[&str]) -> Vec<Document> {
+    let target = format!("{database}_backup");
+    let both = ["--source", database, "--target", &target];
+    let series = ["--time-series", "readings", "--json"];
+    let text = roles(&[&both[..], &series, more].concat());
+    let both: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+    let both = both.iter().map(bson::serialize_to_document);
+    both.collect::<Result<_, _>>().unwrap()
+}
+
+/// A mirror whose users have these roles, and no others.
+async fn granted(
+    from: &ReplicaSet,
+    to: &ReplicaSet,
+    database: &str,
+    both: &[Document],
+) -> MirrorConfig {
+    let mut uris = Vec::new();
+    for (set, role) in [from, to].into_iter().zip(both) {
+        set.admin(role.clone()).await.unwrap();
+        let name = role.get_str("createRole").unwrap();
+        set.create_user(name, "canary-n", [name.into()])
+            .await
+            .unwrap();
+        uris.push(set.uri_as(name, "canary-n"));
     }
-    names
+    config(&uris[0], &uris[1], database)
+}
+
+/// Whether the source is a mirror's target itself.
+const ANOTHERS_NOTES: &str = "find: \"checkpoints\"";
+/// Whether the target is where such a one has its source.
+const TARGETS_ID: &str = "replSetGetConfig: 1";
+
+/// What servers log when somebody may not do something.
+const AUTHORIZATION_FAILED: i64 = 20_436;
+
+/// The servers have refused these commands for want of a privilege, and no others.
+fn assert_refused_only(set: &ReplicaSet, known: &[&str]) {
+    let mut failed = Vec::new();
+    for node in set.nodes() {
+        let log = std::fs::read_to_string(node.log_path()).unwrap();
+        let lines = log.lines().filter_map(|it| serde_json::from_str(it).ok());
+        let lines = lines.filter(|it: &serde_json::Value| it["id"] == AUTHORIZATION_FAILED);
+        failed.extend(lines.map(|it| it["attr"]["error"]["errmsg"].as_str().unwrap().to_owned()));
+    }
+    // Of clients that are about to leave, and never said who they are.
+    failed.retain(|what| !what.contains("endSessions"));
+    for what in &failed {
+        assert!(known.iter().any(|it| what.contains(it)), "{what}");
+    }
+    for it in known {
+        assert!(
+            failed.iter().any(|what| what.contains(it)),
+            "{it}: {failed:?}"
+        );
+    }
 }
 
 async fn rename(db: &Database, from: &str, to: &str) {
@@ -100,34 +155,11 @@ async fn exactly_these_roles_are_enough(version: Version) {
     let (from, to) = tokio::try_join!(set(), set()).unwrap();
     let (root, copies) = (from.client().await.unwrap(), to.client().await.unwrap());
     let (source, target) = (root.database("shop"), copies.database("shop_backup"));
-    let series = ["--time-series", "readings"];
-    let notes = ["--state-database", "notes"];
-    let reads = create(&from, &[&["--source", "shop"], &series[..]].concat()).await;
-    let writes = create(
-        &to,
-        &[&["--target", "shop_backup"], &series[..], &notes].concat(),
-    )
-    .await;
-    let of = |names: &[String]| {
-        names
-            .iter()
-            .map(|name| name.as_str().into())
-            .collect::<Vec<_>>()
-    };
-    from.create_user("reader", "canary-r", of(&reads))
-        .await
-        .unwrap();
-    to.create_user("writer", "canary-w", of(&writes))
-        .await
-        .unwrap();
+    let both = printed("shop", &["--state-database", "notes"]);
+    let mut config = granted(&from, &to, "shop", &both).await;
+    config.state_database = "notes".into();
     prepare(&source).await;
     changes(&source, 1).await;
-    let mut config = config(
-        &from.uri_as("reader", "canary-r"),
-        &to.uri_as("writer", "canary-w"),
-        "shop",
-    );
-    config.state_database = "notes".into();
     let mirror = MirrorHandle::start(config.clone());
     mirroring(&mirror).await;
     changes(&source, 2).await;
@@ -157,6 +189,8 @@ async fn exactly_these_roles_are_enough(version: Version) {
     assert!(last.unsupported.is_empty(), "{:?}", last.unsupported);
     assert_eq!(last.totals.retries, 0);
     finish(&config, End::Arm).await.unwrap();
+    assert_refused_only(&from, &[ANOTHERS_NOTES]);
+    assert_refused_only(&to, &[TARGETS_ID]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -169,29 +203,262 @@ async fn exactly_these_roles_are_enough_on_6_0_27() {
     exactly_these_roles_are_enough(Version::V6_0_27).await;
 }
 
+/// Users as `granted`, on servers on which every kind of mirror runs.
+struct Ground {
+    from: ReplicaSet,
+    to: ReplicaSet,
+    root: Client,
+    copies: Client,
+}
+
+impl Ground {
+    /// A mirror with exactly the printed roles, and its two databases.
+    async fn mirror(&self, database: &str) -> (MirrorConfig, Database, Database) {
+        let both = printed(database, &[]);
+        let config = granted(&self.from, &self.to, database, &both).await;
+        let source = self.root.database(database);
+        let target = self.copies.database(&config.target.database);
+        prepare(&source).await;
+        changes(&source, 1).await;
+        (config, source, target)
+    }
+
+    /// The target goes, and all that is remembered of it.
+    async fn delete(&self, config: &MirrorConfig, target: &Database) {
+        assert!(finish(config, End::Delete).await.unwrap());
+        let mut left = target.list_collection_names().await.unwrap();
+        left.retain(|name| name != "system.views");
+        assert_eq!(left, [""; 0]);
+        let state = target.client().database(&config.state_database);
+        let checkpoints = state.collection::<Document>("checkpoints");
+        let own = checkpoints.find_one(doc! {"_id": target.name()});
+        assert_eq!(own.await.unwrap(), None);
+    }
+}
+
+async fn stop(mirror: MirrorHandle) -> Progress {
+    let last = mirror.stop().await;
+    assert!(last.unsupported.is_empty(), "{:?}", last.unsupported);
+    assert_eq!(last.problem, None);
+    last
+}
+
+/// Something of every kind that is in the way.
+async fn existing(target: &Database) {
+    fill(target, "orders", 995, 20).await;
+    let time = bson::DateTime::now();
+    let value = doc! {"value": 1};
+    for command in [
+        doc! {"createIndexes": "orders", "indexes": [
+            {"key": {"gone": 1}, "name": "gone", "unique": true, "sparse": true},
+            {"key": {"u": -1}, "name": "u"},
+            {"key": {"t": 1}, "name": "t", "expireAfterSeconds": 2_000_000},
+        ]},
+        doc! {"collMod": "orders", "validator": {"theirs": 1}, "validationLevel": "moderate"},
+        doc! {"create": "readings", "timeseries": {"timeField": "time"}},
+        doc! {"insert": "readings", "documents": [{"time": time}]},
+        doc! {"create": "log", "capped": true, "size": 4096, "max": 5},
+        doc! {"insert": "log", "documents": [{"_id": "theirs"}]},
+        doc! {"insert": "system.js", "documents": [{"_id": "theirs", "value": 1}]},
+        doc! {"createIndexes": "system.js", "indexes": [{"key": &value, "name": "theirs"}]},
+        doc! {"create": "other1", "capped": true, "size": 4096},
+        // Of whose buckets nothing is granted.
+        doc! {"create": "theirs", "timeseries": {"timeField": "time"}},
+        doc! {"insert": "theirs", "documents": [{"time": time}]},
+        doc! {"create": "made1", "viewOn": "theirs", "pipeline": []},
+        doc! {"create": "seen", "viewOn": "theirs", "pipeline": []},
+    ] {
+        run(target, command).await;
+    }
+}
+
+/// What is withheld on a target while it is mirrored.
+async fn withheld(db: &Database) -> (Option<u64>, Option<Duration>) {
+    let filter = doc! {"name": "log"};
+    let mut log = db.list_collections().filter(filter).await.unwrap();
+    let log = log.try_next().await.unwrap().unwrap();
+    let orders = db.collection::<Document>("orders");
+    let indexes = orders.list_indexes().await.unwrap();
+    let indexes: Vec<_> = indexes.try_collect().await.unwrap();
+    let mut options = indexes.into_iter().filter_map(|index| index.options);
+    let expires = options.find(|it| it.name.as_deref() == Some("t")).unwrap();
+    (log.options.size, expires.expire_after)
+}
+
+/// A target that is not empty; its mirror ends, goes on, with fewer collections, and is deleted.
+async fn begins_over_what_is_there(ground: &Ground, database: &str, how: OnExistingData) {
+    let (mut config, source, target) = ground.mirror(database).await;
+    existing(&target).await;
+    config.on_existing_data = how;
+    let mirror = MirrorHandle::start(config.clone());
+    mirroring(&mirror).await;
+    assert_eq!(verify(&mirror).await.differences, 0);
+    let series = doc! {"create": "theirs", "timeseries": {"timeField": "time"}};
+    run(&target, series).await;
+    let result = verify(&mirror).await;
+    assert!(result.differences == 1 && result.is_equal(), "{result:?}");
+    changes(&source, 2).await;
+    caught_up(&mirror, &ground.root).await;
+    assert_equal(&source, &target).await;
+    stop(mirror).await;
+    assert_ne!(withheld(&source).await, withheld(&target).await);
+    assert!(finish(&config, End::Arm).await.unwrap());
+    assert_eq!(withheld(&source).await, withheld(&target).await);
+
+    let fewer = ["readings", "system.js", "log", "made1"];
+    config.selection = Selection::new(Vec::new(), fewer.map(str::to_owned).into()).unwrap();
+    config.on_deselected = OnDeselected::Drop;
+    let mirror = MirrorHandle::start(config.clone());
+    mirroring(&mirror).await;
+    changes(&source, 3).await;
+    caught_up(&mirror, &ground.root).await;
+    let stays = |name: &str| !fewer.contains(&name.trim_start_matches("system.buckets."));
+    assert_equal_within(&source, &target, stays).await;
+    stop(mirror).await;
+    ground.delete(&config, &target).await;
+}
+
+/// All lanes, and whatever is read from a secondary.
+async fn is_parallel_and_reads_secondaries(ground: &Ground, database: &str) {
+    let (mut config, source, target) = ground.mirror(database).await;
+    let seed = fresh_seed();
+    workload::fill(&ground.root, database, seed, 200).await;
+    config.apply_mode = ApplyMode::Parallel;
+    config.read_from = ReadFrom::Secondary;
+    config.limits.lanes_from = 2;
+    config.limits.range_bytes = 20_000;
+    let mirror = MirrorHandle::start(config.clone());
+    mirroring(&mirror).await;
+    let workload = Workload::start(&ground.root, database, seed, 2, true);
+    let state = ground.copies.database(&config.state_database);
+    let fences = state.collection::<Document>("fences");
+    let used = doc! {"_id.t": target.name(), "batches": {"$gt": 0}};
+    eventually("all lanes are used", async || {
+        let count = fences.count_documents(used.clone()).await.unwrap();
+        (count == 4).then_some(())
+    })
+    .await;
+    workload.stop().await;
+    changes(&source, 2).await;
+    caught_up(&mirror, &ground.root).await;
+    assert_equal(&source, &target).await;
+    assert_eq!(verify(&mirror).await.differences, 0);
+    stop(mirror).await;
+    ground.delete(&config, &target).await;
+}
+
+/// Documents that the target refuses for a while, and a user who asks for some.
+async fn refuses(ground: &Ground, database: &str) -> (MirrorConfig, Database, Database) {
+    let (config, source, target) = ground.mirror(database).await;
+    let mirror = MirrorHandle::start(config.clone());
+    verified(&mirror).await;
+    for name in ["orders", "system.js"] {
+        strangers_index(&target, name).await;
+        let some = source.collection::<Document>(name);
+        some.insert_many([arrays(5), doc! {"_id": 6}])
+            .await
+            .unwrap();
+    }
+    wait_for(&mirror, "noted", |now| now.quarantine.len() == 2).await;
+    stop(mirror).await;
+    assert_eq!(noted(&ground.copies).await, 2);
+    let mirror = MirrorHandle::start(config.clone());
+    wait_for(&mirror, "remembered", |now| {
+        now.phase == Phase::Mirroring && now.quarantine.len() == 2
+    })
+    .await;
+    let orders = target.collection::<Document>("orders");
+    orders.delete_one(doc! {"_id": 6}).await.unwrap();
+    let requests = mirror.requests();
+    let synced = ask(&requests, |done| Request::Sync {
+        collection: "orders".into(),
+        filter: doc! {"_id": {"$lt": 10}},
+        done,
+    });
+    let synced = synced.await.unwrap();
+    assert_eq!((synced.written, synced.refused), (1, 1), "{synced:?}");
+    for name in ["orders", "system.js"] {
+        let some = target.collection::<Document>(name);
+        some.drop_index("a_1_b_1").await.unwrap();
+    }
+    wait_for(&mirror, "healed", |now| now.quarantine.is_empty()).await;
+    caught_up(&mirror, &ground.root).await;
+    assert_equal(&source, &target).await;
+    assert_eq!(noted(&ground.copies).await, 0);
+    stop(mirror).await;
+    (config, source, target)
+}
+
+/// Both databases on one deployment, and both roles in the hands of one user.
+async fn is_alone(ground: &Ground, database: &str) {
+    let mut names = Vec::new();
+    for role in printed(database, &[]) {
+        names.push(role.get_str("createRole").unwrap().into());
+        ground.from.admin(role).await.unwrap();
+    }
+    let created = ground.from.create_user("both", "canary-b", names);
+    created.await.unwrap();
+    let uri = ground.from.uri_as("both", "canary-b");
+    let config = config(&uri, &uri, database);
+    let source = ground.root.database(database);
+    let target = ground.root.database(&config.target.database);
+    prepare(&source).await;
+    changes(&source, 1).await;
+    let mirror = MirrorHandle::start(config.clone());
+    mirroring(&mirror).await;
+    changes(&source, 2).await;
+    caught_up(&mirror, &ground.root).await;
+    assert_equal(&source, &target).await;
+    stop(mirror).await;
+    ground.delete(&config, &target).await;
+}
+
+/// With the database of notes that is the usual one.
+#[tokio::test(flavor = "multi_thread")]
+async fn exactly_these_roles_are_enough_for_all_that_a_spec_can_ask_for() {
+    let from = ReplicaSet::builder()
+        .nodes(2)
+        .auth(true)
+        .oplog_mb(10)
+        .arg("--syncdelay", "2");
+    let to = ReplicaSet::builder().auth(true);
+    let (from, to) = tokio::try_join!(from.start(), to.start()).unwrap();
+    from.wait_until_settled().await.unwrap();
+    let ground = Ground {
+        root: from.client().await.unwrap(),
+        copies: to.client().await.unwrap(),
+        from,
+        to,
+    };
+    let ((), (), (), (), forgotten) = tokio::join!(
+        begins_over_what_is_there(&ground, "replaced", OnExistingData::Replace),
+        begins_over_what_is_there(&ground, "adopted", OnExistingData::Adopt),
+        is_parallel_and_reads_secondaries(&ground, "parallel"),
+        is_alone(&ground, "alone"),
+        refuses(&ground, "refused"),
+    );
+    let (config, source, target) = forgotten;
+    changes(&source, 2).await;
+    roll_over(&ground.root).await;
+    let mirror = MirrorHandle::start(config.clone());
+    mirroring(&mirror).await;
+    changes(&source, 3).await;
+    caught_up(&mirror, &ground.root).await;
+    assert_equal(&source, &target).await;
+    assert_eq!(stop(mirror).await.totals.resyncs, 1);
+    ground.delete(&config, &target).await;
+    assert_refused_only(&ground.from, &[ANOTHERS_NOTES]);
+    let buckets = "listIndexes: \"system.buckets.theirs\"";
+    assert_refused_only(&ground.to, &[TARGETS_ID, buckets]);
+}
+
 /// Which of the two roles, which of its privileges, and which of that one's actions.
 type Place = (usize, usize, usize);
 
 /// The roles of a mirror of this database, without one action.
 fn without(database: &str, place: Option<Place>) -> (Vec<Document>, String) {
-    let target = format!("{database}_backup");
     let state = format!("{database}_notes");
-    let text = roles(&[
-        "--source",
-        database,
-        "--target",
-        &target,
-        "--state-database",
-        &state,
-        "--time-series",
-        "readings",
-        "--json",
-    ]);
-    let both: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
-    let both = both
-        .iter()
-        .map(|role| bson::serialize_to_document(role).unwrap());
-    let mut both: Vec<Document> = both.collect();
+    let mut both = printed(database, &["--state-database", &state]);
     let mut left_out = String::new();
     if let Some((role, privilege, action)) = place {
         let privileges = both[role].get_array_mut("privileges").unwrap();
@@ -234,23 +501,13 @@ fn places() -> Vec<Place> {
 /// What a mirror of these roles complains about, or lacks; `None` if all is as it should be.
 async fn lacks(from: &ReplicaSet, to: &ReplicaSet, n: usize, both: &[Document]) -> Option<String> {
     let database = format!("shop{n}");
-    let mut uris = Vec::new();
-    for (set, role) in [from, to].into_iter().zip(both) {
-        set.admin(role.clone()).await.unwrap();
-        let user = format!("user{n}");
-        let own = role.get_str("createRole").unwrap().to_owned();
-        set.create_user(&user, "canary-n", [own.into()])
-            .await
-            .unwrap();
-        uris.push(set.uri_as(&user, "canary-n"));
-    }
+    let mut config = granted(from, to, &database, both).await;
+    config.state_database = format!("{database}_notes");
     let (root, copies) = (from.client().await.unwrap(), to.client().await.unwrap());
     let source = root.database(&database);
     let target = copies.database(&format!("{database}_backup"));
     prepare(&source).await;
     changes(&source, 1).await;
-    let mut config = config(&uris[0], &uris[1], &database);
-    config.state_database = format!("{database}_notes");
     let mirror = MirrorHandle::start(config.clone());
     let mut progress = mirror.progress();
     // Whatever goes wrong first ends the trial; what does not go wrong goes on to its end.

@@ -9,6 +9,7 @@ pub mod ddl;
 pub mod faults;
 pub mod gate;
 pub mod history;
+pub mod oplog;
 pub mod process;
 pub mod raw;
 pub mod recorder;
