@@ -11,9 +11,10 @@ use crate::resource::validation::{DEFAULT_STATE_DATABASE, SpecError, check_datab
 ///
 /// Paste what it prints into mongosh, on the source and on the target.
 #[derive(clap::Args)]
+#[command(group(clap::ArgGroup::new("side").args(["source", "target"]).required(true).multiple(true)))]
 pub struct Arguments {
     /// The source database: prints the role that reads it.
-    #[arg(long, value_name = "DATABASE", value_parser = source_database, required_unless_present = "target")]
+    #[arg(long, value_name = "DATABASE", value_parser = source_database)]
     source: Option<String>,
 
     /// The target database: prints the role that writes it, and the mirror's own notes.
@@ -87,7 +88,8 @@ fn commands(side: &str, role: &Value) -> String {
         text += &format!("    {{resource: {resource},\n     actions: {actions}}},\n");
     }
     text += &format!(
-        "  ],\n}})\ndb.getSiblingDB(\"admin\").createUser({{\n  user: \"{name}\",\n  \
+        "  ],\n}})\nprint(\"A password for the user {name}:\")\n\
+         db.getSiblingDB(\"admin\").createUser({{\n  user: \"{name}\",\n  \
          pwd: passwordPrompt(),\n  roles: [\"{name}\"],\n}})\n"
     );
     text

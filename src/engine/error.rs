@@ -101,8 +101,8 @@ fn lacking(side: Side, missing: &[Missing]) -> String {
     // Invariant: something is missing, and the mirrored database comes first.
     let database = missing.first().map_or("", |it| &it.database);
     format!(
-        "{}: grant it, as by db.getSiblingDB(\"admin\").grantPrivilegesToRole(\"mongomirror-{side}-\
-         {database}\", [{}]); `mongomirror roles` prints all that is needed",
+        "{}: if the name is right, grant it, as by db.getSiblingDB(\"admin\").grantPrivilegesToRole(\"\
+         mongomirror-{side}-{database}\", [{}]); `mongomirror roles` prints all that is needed",
         missing.iter().map(names).collect::<Vec<_>>().join(", and "),
         privileges.collect::<Vec<_>>().join(", "),
     )

@@ -85,7 +85,10 @@ mod tests {
             )
         };
         let refused = lost("b:2", "Connection refused (os error 111)");
-        let unknown = lost("a:1", "failed to lookup address information: Name not known");
+        let unknown = lost(
+            "a:1",
+            "failed to lookup address information: Name not known",
+        );
         let said = in_words(&of(&[refused.clone(), unknown.clone()].join(", ")));
         assert_eq!(
             said,
@@ -111,7 +114,10 @@ mod tests {
         assert!(said.contains("a replica set \"other\""), "{said}");
         for strange in ["", "Topology: ", "Topology: Address: x", "Address: {{"] {
             let said = in_words(strange);
-            assert!(said.starts_with("no suitable server answers: check"), "{said}");
+            assert!(
+                said.starts_with("no suitable server answers: check"),
+                "{said}"
+            );
         }
     }
 }

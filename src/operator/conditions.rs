@@ -260,16 +260,12 @@ fn verified(last: Option<&VerificationStatus>) -> Observation {
             Reason::NotCompared,
             "Both sides were not compared yet.".to_owned(),
         ),
-        Some(last) if last.differences == 0 => (
-            ConditionStatus::True,
-            Reason::Equal,
-            compared(last),
-        ),
-        Some(last) if last.repaired >= last.differences => (
-            ConditionStatus::True,
-            Reason::Repaired,
-            compared(last),
-        ),
+        Some(last) if last.differences == 0 => {
+            (ConditionStatus::True, Reason::Equal, compared(last))
+        }
+        Some(last) if last.repaired >= last.differences => {
+            (ConditionStatus::True, Reason::Repaired, compared(last))
+        }
         Some(last) => (
             ConditionStatus::False,
             Reason::DifferencesFound,
