@@ -208,6 +208,13 @@ impl Cluster {
 
     /// Puts a network between the API server and the operators that start from now on.
     pub async fn through_proxy(&mut self) -> Proxy {
+        let (proxy, kubeconfig) = self.proxied().await;
+        self.kubeconfig = kubeconfig;
+        proxy
+    }
+
+    /// A network to the API server, and the kubeconfig of whoever goes through it.
+    async fn proxied(&self) -> (Proxy, PathBuf) {
         let (_, port) = self.plane.url().rsplit_once(':').expect("an address");
         let proxy = Proxy::start(port.parse().expect("a port")).await;
         let proxy = proxy.expect("a proxy");
@@ -216,9 +223,9 @@ impl Cluster {
             serde_json::from_slice(&kubeconfig).expect("the test bed writes JSON");
         kubeconfig["clusters"][0]["cluster"]["server"] =
             format!("https://{}", proxy.address()).into();
-        self.kubeconfig = self.folder.path().join(format!("proxy-{}", proxy.port()));
-        std::fs::write(&self.kubeconfig, kubeconfig.to_string()).expect("the kubeconfig");
-        proxy
+        let path = self.folder.path().join(format!("proxy-{}", proxy.port()));
+        std::fs::write(&path, kubeconfig.to_string()).expect("the kubeconfig");
+        (proxy, path)
     }
 
     /// The token of the operator's service account.
@@ -239,8 +246,22 @@ impl Cluster {
 
     /// Another operator of this name, on a port of its own.
     pub fn another_operator(&self, name: &str, arguments: &[&str]) -> Operator {
+        self.start_another(name, arguments, &self.kubeconfig)
+    }
+
+    /// The same behind a network to the API server that is its own.
+    pub async fn another_operator_through_proxy(
+        &self,
+        name: &str,
+        arguments: &[&str],
+    ) -> (Operator, Proxy) {
+        let (proxy, kubeconfig) = self.proxied().await;
+        (self.start_another(name, arguments, &kubeconfig), proxy)
+    }
+
+    fn start_another(&self, name: &str, arguments: &[&str], kubeconfig: &Path) -> Operator {
         let log = self.folder.path().join(format!("{name}.log"));
-        Operator::start(&self.kubeconfig, log, free_port(), arguments, &[])
+        Operator::start(kubeconfig, log, free_port(), arguments, &[])
     }
 
     /// What an operator says that cannot work in this environment, and ends by itself.
