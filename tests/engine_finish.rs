@@ -8,7 +8,7 @@ use bson::{Document, doc};
 use common::{PATIENCE, assert_equal, caught_up, config, fill, mirroring, run};
 use futures::TryStreamExt;
 use mongodb::{Client, Database};
-use mongomirror::engine::config::MirrorConfig;
+use mongomirror::engine::config::{MirrorConfig, OnDeselected};
 use mongomirror::engine::connection::uri::ConnectionUri;
 use mongomirror::engine::finish::{End, LIMIT, finish};
 use mongomirror::engine::selection::Selection;
@@ -257,4 +257,60 @@ async fn a_target_that_is_deleted_leaves_nothing_but_what_is_not_selected() {
     caught_up(&mirror, &client).await;
     assert_equal(&source, &target).await;
     mirror.stop().await;
+}
+
+/// A mirror that is deleted while its selection was edited and not brought about yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_selection_that_is_newer_than_the_target_makes_nothing_of_others_its_own() {
+    let set = ReplicaSet::builder().start().await.unwrap();
+    let client = set.client().await.unwrap();
+    let some = |include: &[&str], exclude: &[&str]| {
+        let own = |names: &[&str]| names.iter().map(ToString::to_string).collect();
+        Selection::new(own(include), own(exclude)).unwrap()
+    };
+    for (database, was, is, policy, left) in [
+        (
+            "widened",
+            some(&["orders", "seen"], &[]),
+            some(&[], &[]),
+            OnDeselected::Drop,
+            &["theirs"][..],
+        ),
+        (
+            "kept",
+            some(&[], &["theirs"]),
+            some(&[], &["carts"]),
+            OnDeselected::Retain,
+            &["carts", "theirs"],
+        ),
+        (
+            "dropped",
+            some(&[], &["theirs"]),
+            some(&[], &["carts"]),
+            OnDeselected::Drop,
+            &["theirs"],
+        ),
+    ] {
+        let copy = format!("{database}_backup");
+        let (source, target) = (client.database(database), client.database(&copy));
+        fill(&source, "orders", 0, 3).await;
+        fill(&source, "carts", 0, 3).await;
+        let view = doc! {"create": "seen", "viewOn": "orders", "pipeline": []};
+        run(&source, view).await;
+        let mut config = config(&set.uri(), &set.uri(), database);
+        config.target.database = copy;
+        config.name = format!("tests/{database}");
+        config.on_deselected = policy;
+        config.selection = was;
+        let mirror = MirrorHandle::start(config.clone());
+        mirroring(&mirror).await;
+        mirror.stop().await;
+        fill(&target, "theirs", 0, 3).await;
+        config.selection = is;
+        assert!(finish(&config, End::Delete).await.unwrap());
+        let mut there = target.list_collection_names().await.unwrap();
+        there.retain(|name| !name.starts_with("system."));
+        there.sort();
+        assert_eq!(there, left, "{database}");
+    }
 }

@@ -15,9 +15,10 @@ use super::apply::indexes::{is_due, tend};
 use super::apply::writer::start_session;
 use super::catalog::{self, armed_options};
 use super::command::Commands;
-use super::config::MirrorConfig;
+use super::config::{MirrorConfig, OnDeselected};
 use super::connection::shared::Clients;
 use super::error::{Error, Result, Side};
+use super::selection::Selection;
 use super::state::{CatalogEntry, Checkpoint, Index, Stage, StateStore};
 use super::writes::Write;
 
@@ -30,7 +31,7 @@ pub const LIMIT: Duration = Duration::from_secs(30);
 pub enum End {
     /// It is armed, and stays.
     Arm,
-    /// All that is selected is dropped, and what is remembered of it.
+    /// All that the mirror has made is dropped, and what is remembered of it.
     Delete,
 }
 
@@ -101,7 +102,8 @@ async fn take_over(
     }))
 }
 
-/// Drops all that is selected: the target is the mirror's alone. What was let go stays.
+/// Drops all that was selected when the mirror last ran: that much of the target is its alone. What
+/// was let go stays, and what is to be let go if it would have stayed.
 async fn delete(config: &MirrorConfig, client: &mongodb::Client) -> Result<bool> {
     let resync = doc! {"resync": true};
     let is_held = |found: &Checkpoint| found.holder == config.holder;
@@ -116,13 +118,22 @@ async fn delete(config: &MirrorConfig, client: &mongodb::Client) -> Result<bool>
     } = taken;
     // One that has not even planned yet has made nothing but what it has announced.
     let is_its_own = before.position.is_some() || before.resync;
+    let selected = Selection::of_fingerprint(&before.selection);
+    let noted = state.load_catalog().await?;
+    let is_noted = |name: &str| {
+        let mut mirrored = noted.iter().filter(|entry| entry.left_out.is_none());
+        mirrored.any(|entry| entry.public_name() == name)
+    };
     let is_one = |name: &str| {
         let is_system = name.starts_with("system.") && name != ddl::SCRIPTS;
-        let is_made = match is_its_own {
-            true => config.selection.selects(name),
-            false => before.planned.iter().any(|planned| planned == name),
+        let is_made = match (&selected, is_its_own) {
+            (Some(selected), true) => selected.selects(name),
+            // Another selection is being brought about.
+            (None, true) => is_noted(name),
+            (_, false) => before.planned.iter().any(|planned| planned == name),
         };
-        !is_system && (is_made || name == ddl::DROPPED)
+        let stays = config.on_deselected == OnDeselected::Retain && !config.selection.selects(name);
+        !is_system && (is_made && !stays || name == ddl::DROPPED)
     };
     let mut there = catalog::list(&target.db, Side::Target).await?;
     // Views first: they may be of the others.

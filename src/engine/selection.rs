@@ -72,6 +72,18 @@ impl Selection {
     pub fn fingerprint(&self) -> String {
         format!("include {:?} exclude {:?}", self.include, self.exclude)
     }
+
+    /// The selection that has this fingerprint; `None` if that cannot be told, as of patterns with
+    /// characters that nobody can print.
+    pub fn of_fingerprint(fingerprint: &str) -> Option<Self> {
+        let rest = fingerprint.strip_prefix("include ")?;
+        let mut lists = serde_json::Deserializer::from_str(rest).into_iter::<Vec<String>>();
+        let include = lists.next()?.ok()?;
+        let rest = rest.get(lists.byte_offset()..)?;
+        let exclude = serde_json::from_str(rest.strip_prefix(" exclude ")?).ok()?;
+        let selection = Self::new(include, exclude).ok()?;
+        (selection.fingerprint() == fingerprint).then_some(selection)
+    }
 }
 
 /// Glob match with `*` only: greedy with one step back, linear in practice.
@@ -104,6 +116,26 @@ mod tests {
     fn selection(include: &[&str], exclude: &[&str]) -> Selection {
         let own = |list: &[&str]| list.iter().map(ToString::to_string).collect();
         Selection::new(own(include), own(exclude)).unwrap()
+    }
+
+    #[test]
+    fn a_fingerprint_tells_its_selection_or_nothing() {
+        for (include, exclude) in [
+            (&["*"][..], &[][..]),
+            (
+                &["a", "b*"],
+                &["b1", "] exclude [", "q\"uote", "back\\slash"],
+            ),
+            (&["größe"], &["x y"]),
+        ] {
+            let selection = selection(include, exclude);
+            let told = Selection::of_fingerprint(&selection.fingerprint());
+            assert_eq!(told, Some(selection));
+        }
+        let odd = selection(&["\u{7f}"], &[]).fingerprint();
+        for untold in ["", "*", "include [\"a\"]", "include [] exclude []", &odd] {
+            assert_eq!(Selection::of_fingerprint(untold), None, "{untold}");
+        }
     }
 
     #[test]
