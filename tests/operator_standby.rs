@@ -182,6 +182,34 @@ async fn a_standby_takes_over_when_the_leader_dies_and_at_once_when_it_ends() {
     third.stop().await;
 }
 
+/// Behind the first write it has the Lease, and behind the others it has said something or renewed it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_dies_behind_one_of_its_writes_is_followed_by_one_that_says_the_truth() {
+    let mut stage = Stage::start().await;
+    for nth in 1..=4 {
+        let name = format!("dies-{nth}");
+        let operator = stage
+            .cluster
+            .another_operator_that_dies(&name, &ELECTION, nth);
+        operator.dies().await;
+        let died = Instant::now();
+        let next = stage.operator(&format!("follows-{nth}"));
+        leads(&next).await;
+        let took = died.elapsed();
+        assert!(took < SECONDS, "behind write {nth}: it took {took:?}");
+        stage.follows().await;
+        let (phase, ready) = (
+            ".status.phase",
+            r#".status.conditions[?(@.type=="Ready")].status"#,
+        );
+        stage.cluster.wait("shop", phase, "Mirroring").await;
+        stage.cluster.wait("shop", ready, "True").await;
+        // The next one need not wait for a dead leader.
+        next.stop().await;
+    }
+    stage.is_equal().await;
+}
+
 /// A leader that was frozen for long must not write any more when it goes on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_was_frozen_stands_by_when_it_goes_on() {

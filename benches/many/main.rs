@@ -297,11 +297,20 @@ impl Bench {
         loop {
             let others = self.plane.kubectl(&get).await?.checked()?;
             operator.still_hoped_for()?;
-            if others.trim().is_empty() {
+            if others.trim().is_empty() && self.is_ready().await? {
                 return Ok(operator.since_start());
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
+    }
+
+    /// Whether the condition `Ready` of all resources is true.
+    async fn is_ready(&self) -> Result<bool> {
+        let ready = "jsonpath={range .items[*]}{.status.conditions[?(@.type=='Ready')].status}\
+                     {\"\\n\"}{end}";
+        let get = ["get", "mongomirrors", "--namespace=default", "-o", ready];
+        let all = self.plane.kubectl(&get).await?.checked()?;
+        Ok(all.lines().all(|status| status == "True"))
     }
 
     async fn spend(

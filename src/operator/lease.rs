@@ -219,7 +219,9 @@ impl Election {
                     },
                     spec: Some(self.taken(&LeaseSpec::default())),
                 };
-                in_time(self.leases.create(&PostParams::default(), &lease)).await
+                let created = in_time(self.leases.create(&PostParams::default(), &lease)).await;
+                crash::written();
+                created
             }
         };
         // Whoever was faster shows at the next look.

@@ -67,6 +67,14 @@ impl Operator {
         assert!(status.success(), "{status}");
     }
 
+    /// Waits until it dies at the crash point that it was started with.
+    pub async fn dies(self) {
+        let ended = tokio::time::timeout(super::PATIENCE, self.process.wait());
+        let status = ended.await.expect("it does not die").expect("its end");
+        assert!(!status.success(), "{status}");
+        assert!(self.log().contains("crash point behind a write"));
+    }
+
     /// SIGSTOP.
     pub fn pause(&self) {
         self.process.pause().expect("pause");
@@ -246,7 +254,18 @@ impl Cluster {
 
     /// Another operator of this name, on a port of its own.
     pub fn another_operator(&self, name: &str, arguments: &[&str]) -> Operator {
-        self.start_another(name, arguments, &self.kubeconfig)
+        self.start_another(name, arguments, &self.kubeconfig, &[])
+    }
+
+    /// The same, which dies behind one of its writes to the API server.
+    pub fn another_operator_that_dies(
+        &self,
+        name: &str,
+        arguments: &[&str],
+        behind: usize,
+    ) -> Operator {
+        let environment = [("MONGOMIRROR_CRASH_API", behind.to_string())];
+        self.start_another(name, arguments, &self.kubeconfig, &environment)
     }
 
     /// The same behind a network to the API server that is its own.
@@ -256,12 +275,19 @@ impl Cluster {
         arguments: &[&str],
     ) -> (Operator, Proxy) {
         let (proxy, kubeconfig) = self.proxied().await;
-        (self.start_another(name, arguments, &kubeconfig), proxy)
+        let operator = self.start_another(name, arguments, &kubeconfig, &[]);
+        (operator, proxy)
     }
 
-    fn start_another(&self, name: &str, arguments: &[&str], kubeconfig: &Path) -> Operator {
+    fn start_another(
+        &self,
+        name: &str,
+        arguments: &[&str],
+        kubeconfig: &Path,
+        environment: &[(&str, String)],
+    ) -> Operator {
         let log = self.folder.path().join(format!("{name}.log"));
-        Operator::start(kubeconfig, log, free_port(), arguments, &[])
+        Operator::start(kubeconfig, log, free_port(), arguments, environment)
     }
 
     /// What an operator says that cannot work in this environment, and ends by itself.
