@@ -5,8 +5,20 @@ use std::io::Write;
 /// What every password of the tests begins with.
 const CANARY: &str = "canary-";
 
-/// The same, and as it looks in base64, which depends on how many bytes stand before it.
-const FORMS: [&str; 4] = [CANARY, "Y2FuYXJ5L", "NhbmFyeS", "jYW5hcnkt"];
+/// The same, also as bytes are shown, and as it looks in base64, which depends on how many bytes
+/// stand before it. Then the same of what is in the first line of every private key.
+const FORMS: [&str; 10] = [
+    CANARY,
+    "99, 97, 110, 97, 114, 121, 45",
+    "Y2FuYXJ5L",
+    "NhbmFyeS",
+    "jYW5hcnkt",
+    "PRIVATE KEY",
+    "80, 82, 73, 86, 65, 84, 69, 32, 75, 69, 89",
+    "UFJJVkFURSBLRV",
+    "BSSVZBVEUgS0VZ",
+    "QUklWQVRFIEtFW",
+];
 
 /// So much before and after what was found is shown.
 const AROUND: usize = 120;

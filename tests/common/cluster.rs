@@ -20,6 +20,9 @@ use super::canary;
 /// An operator that takes longer to answer does not: it has ended, or is frozen.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
+/// Where the status API lists all mirrors; each has paths of its own below.
+const MIRRORS: &str = "/api/v1/mirrors";
+
 /// An operator's process.
 pub struct Operator {
     process: Process,
@@ -93,10 +96,15 @@ impl Operator {
     /// Fails if a password is in its log, its metrics, or what it tells about mirrors.
     fn shows_no_password(&self) {
         canary::assert_none("the operator's log", self.log());
-        for path in ["/metrics", "/api/v1/mirrors"] {
-            if let Some(answer) = self.ask_now(path) {
-                canary::assert_none(path, answer);
+        let mut paths = vec!["/metrics".to_owned(), MIRRORS.to_owned()];
+        while let Some(path) = paths.pop() {
+            let Some(answer) = self.ask_now(&path) else {
+                continue;
+            };
+            if path == MIRRORS {
+                paths.extend(paths_of_mirrors(&answer));
             }
+            canary::assert_none(&path, answer);
         }
     }
 
@@ -110,7 +118,8 @@ impl Operator {
         stream.write_all(request.as_bytes()).ok()?;
         let mut reply = String::new();
         stream.read_to_string(&mut reply).ok()?;
-        Some(reply)
+        // It may end in this moment.
+        (!reply.is_empty()).then_some(reply)
     }
 
     /// What its HTTP server answers; nothing if it does not listen (yet).
@@ -126,6 +135,7 @@ impl Operator {
         stream.write_all(request.as_bytes()).await.ok()?;
         let mut reply = String::new();
         stream.read_to_string(&mut reply).await.ok()?;
+        canary::assert_none(path, &reply);
         Some(reply)
     }
 }
@@ -427,6 +437,22 @@ impl Drop for Cluster {
         });
         canary::assert_none("a resource or an event", everything);
     }
+}
+
+/// What can be read of each mirror in this list; none in the answer of an operator that stands by.
+fn paths_of_mirrors(reply: &str) -> Vec<String> {
+    let (head, body) = reply.split_once("\r\n\r\n").expect("a reply");
+    if !head.starts_with("HTTP/1.1 200") {
+        return Vec::new();
+    }
+    let list: serde_json::Value = serde_json::from_str(body).expect("JSON");
+    let mirrors = list["mirrors"].as_array().expect("a list").iter();
+    let paths = mirrors.flat_map(|mirror| {
+        let [namespace, name] = ["namespace", "name"].map(|it| mirror[it].as_str().expect(it));
+        let one = format!("{MIRRORS}/{namespace}/{name}");
+        [format!("{one}/quarantine"), one]
+    });
+    paths.collect()
 }
 
 fn free_port() -> u16 {

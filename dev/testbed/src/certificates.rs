@@ -37,7 +37,8 @@ impl Certificate {
 }
 
 impl Authority {
-    pub(crate) fn new(name: &str) -> Result<Self> {
+    /// Makes one of this name.
+    pub fn new(name: &str) -> Result<Self> {
         let mut params = params(DistinguishedName::new());
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

@@ -49,25 +49,42 @@ pub enum Entry {
     Address(String, Ipv4Addr),
 }
 
-/// A DNS server at a loopback address of its own. Only those who may listen at port 53 and mount
-/// can have one.
+/// A DNS server at a loopback address of its own. Only those can have one who may listen at port 53
+/// (root, or anybody where `net.ipv4.ip_unprivileged_port_start` is no higher), and mount, at least
+/// in a user namespace of their own.
 pub struct Dns {
     server: NameServer,
     folder: tempfile::TempDir,
+    unshare: &'static [&'static str],
 }
+
+/// Gives a program mounts of its own: as who may mount, and as anybody.
+const UNSHARE: [&[&str]; 2] = [
+    &["unshare", "--mount", "--propagation=private"],
+    &[
+        "unshare",
+        "--map-root-user",
+        "--mount",
+        "--propagation=private",
+    ],
+];
 
 impl Dns {
     /// Starts one that knows these names.
     pub fn start(entries: Vec<Entry>) -> Result<Self> {
         let (address, socket) = bind()?;
-        let dns = Self {
+        let mut dns = Self {
             server: NameServer::serve(socket, entries)?,
             folder: tempfile::tempdir().context(|| "make a folder".into())?,
+            unshare: UNSHARE[0],
         };
         let file = dns.resolv_conf();
         fs::write(&file, format!("nameserver {address}\n"))
             .context(|| format!("write {}", file.display()))?;
-        dns.may_mount()?;
+        if dns.may_mount().is_err() {
+            dns.unshare = UNSHARE[1];
+            dns.may_mount()?;
+        }
         Ok(dns)
     }
 
@@ -89,15 +106,8 @@ impl Dns {
     /// What to put before a program's path for it to see these names, and those alone.
     pub fn wrapper(&self) -> Vec<OsString> {
         let mount = "mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"";
-        let all = [
-            "unshare",
-            "--mount",
-            "--propagation=private",
-            "sh",
-            "-c",
-            mount,
-        ];
-        let all = all.into_iter().map(OsString::from);
+        let all = self.unshare.iter().copied().chain(["sh", "-c", mount]);
+        let all = all.map(OsString::from);
         all.chain([self.resolv_conf().into_os_string()]).collect()
     }
 
@@ -179,8 +189,12 @@ fn bind() -> Result<(Ipv4Addr, UdpSocket)> {
         }
     }
     // Invariant: there was an attempt.
-    Err(last.unwrap_or_else(|| std::io::Error::other("no attempt")))
-        .context(|| format!("listen for DNS at port {PORT}"))
+    Err(last.unwrap_or_else(|| std::io::Error::other("no attempt"))).context(|| {
+        format!(
+            "listen for DNS at port {PORT} (which takes root, or \
+                 sysctl net.ipv4.ip_unprivileged_port_start={PORT})"
+        )
+    })
 }
 
 struct Server {

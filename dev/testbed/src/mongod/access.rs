@@ -1,6 +1,10 @@
 //! How to connect to the servers that were started: URI, credentials, TLS.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use bson::doc;
 use mongodb::{
@@ -9,7 +13,7 @@ use mongodb::{
 };
 
 use crate::{
-    certificates::Authority,
+    certificates::{Authority, write_secret},
     error::{Context, Result},
 };
 
@@ -18,8 +22,13 @@ pub const ROOT_USER: &str = "root";
 /// That user's password; what tests look for begins so, wherever a password must not be.
 pub const ROOT_PASSWORD: &str = "canary-root";
 
+const CA: &str = "ca.pem";
+const SERVER: &str = "server.pem";
+const CLIENT: &str = "client.pem";
+
 /// TLS of one replica set or standalone server.
 pub(super) struct TlsFiles {
+    /// The first one.
     pub(super) authority: Authority,
     /// The authority's certificate.
     pub(super) ca: PathBuf,
@@ -27,6 +36,40 @@ pub(super) struct TlsFiles {
     pub(super) server: PathBuf,
     /// The certificate and key of the test bed's own connections.
     pub(super) client: PathBuf,
+    folder: PathBuf,
+    /// Names that the servers' certificate is for.
+    names: Vec<String>,
+}
+
+impl TlsFiles {
+    /// Writes the files into a folder.
+    pub(super) fn make(folder: &Path, authority: Authority, names: &[String]) -> Result<Self> {
+        let files = Self {
+            ca: folder.join(CA),
+            server: folder.join(SERVER),
+            client: folder.join(CLIENT),
+            authority,
+            folder: folder.to_owned(),
+            names: names.to_owned(),
+        };
+        files.write(&files.authority)?;
+        Ok(files)
+    }
+
+    /// Writes them anew, as this authority signs them.
+    pub(super) fn write(&self, authority: &Authority) -> Result<()> {
+        let names: Vec<&str> = self.names.iter().map(String::as_str).collect();
+        let server = authority.server("testbed mongod", &names)?;
+        let client = authority.client("testbed", Some("testbed clients"))?;
+        for (name, text) in [
+            (CA, authority.certificate()),
+            (SERVER, &server.combined()),
+            (CLIENT, &client.combined()),
+        ] {
+            write_secret(&self.folder, name, text)?;
+        }
+        Ok(())
+    }
 }
 
 pub(super) struct Access {

@@ -6,7 +6,7 @@ use bson::Document;
 
 use super::access::{Access, SharedAccess, TlsFiles};
 use crate::{
-    certificates::{Authority, write_secret},
+    certificates::Authority,
     error::Result,
     port::Port,
     process::{Recipe, Server},
@@ -158,15 +158,7 @@ impl Options {
     pub(super) fn access(&self, folder: &Path) -> Result<SharedAccess> {
         let tls = if self.tls {
             let authority = Authority::new("testbed mongod authority")?;
-            let names: Vec<&str> = self.certified_names.iter().map(String::as_str).collect();
-            let server = authority.server("testbed mongod", &names)?;
-            let client = authority.client("testbed", Some("testbed clients"))?;
-            Some(TlsFiles {
-                ca: write_secret(folder, "ca.pem", authority.certificate())?,
-                server: write_secret(folder, "server.pem", &server.combined())?,
-                client: write_secret(folder, "client.pem", &client.combined())?,
-                authority,
-            })
+            Some(TlsFiles::make(folder, authority, &self.certified_names)?)
         } else {
             None
         };

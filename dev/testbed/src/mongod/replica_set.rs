@@ -86,9 +86,33 @@ impl ReplicaSet {
         self.admin(command).await.map(drop)
     }
 
-    /// Who signed the servers' certificates, if they have TLS.
+    /// Who signed the servers' first certificates, if they have TLS.
     pub fn authority(&self) -> Option<&Authority> {
         self.access.tls.as_ref().map(|tls| &tls.authority)
+    }
+
+    /// Gives the servers certificates of another authority, which is the only one that they trust
+    /// from now on. Nothing is restarted: connections stay, and new ones are by the new
+    /// certificates, as are those of clients made from now on.
+    ///
+    /// # Panics
+    /// If the set has no TLS.
+    pub async fn certify_by(&self, authority: &Authority) -> Result<()> {
+        let files = self.access.tls.as_ref().expect("a set with TLS");
+        let mut connected = Vec::new();
+        for node in &self.nodes {
+            let admin = node.client().await?.database("admin");
+            // While the certificates are still those of the server.
+            let ping = admin.run_command(doc! {"ping": 1}).await;
+            ping.context(|| format!("connect to {}", node.address()))?;
+            connected.push(admin);
+        }
+        files.write(authority)?;
+        for admin in connected {
+            let rotated = admin.run_command(doc! {"rotateCertificates": 1}).await;
+            rotated.context(|| "rotate the certificates".into())?;
+        }
+        Ok(())
     }
 
     /// The members.
