@@ -196,6 +196,16 @@ async fn a_mirror_goes_on_when_its_certificates_go_or_are_spoiled_and_says_so() 
     let cluster = mirror_by(&set, &own).await;
     let good = authorities(&[set.authority().expect("TLS")]) + &certificate("certificate", &own);
     let (chain, key) = (own.certificate.as_str(), own.key.as_str());
+    let other = user(&set, "other").await;
+    let of_nothing = |kind: &str| format!("-----BEGIN {kind}-----\nAAAA\n-----END {kind}-----\n");
+    let (no_certificate, no_key) = (of_nothing("CERTIFICATE"), of_nothing("PRIVATE KEY"));
+    let pair = |chain: &str, key: &str| {
+        Some(texts(
+            "certificate",
+            &[("tls.crt", chain), ("tls.key", key)],
+        ))
+    };
+    let useless = "no certificate that can be used with its key";
     let mut id = 1000;
     for (name, spoiled, reason, hint) in [
         ("authority", None, "SecretNotFound", "\"authority\""),
@@ -219,22 +229,40 @@ async fn a_mirror_goes_on_when_its_certificates_go_or_are_spoiled_and_says_so() 
             "the authorities' certificates",
         ),
         (
+            "authority",
+            Some(texts("authority", &[("ca.crt", &no_certificate)])),
+            "InvalidCertificate",
+            "the authorities' certificates",
+        ),
+        (
             "certificate",
-            Some(texts(
-                "certificate",
-                &[("tls.crt", "nonsense"), ("tls.key", key)],
-            )),
+            pair("nonsense", key),
             "InvalidCertificate",
             "the mirror's certificate",
         ),
         (
             "certificate",
-            Some(texts(
-                "certificate",
-                &[("tls.crt", chain), ("tls.key", "nonsense")],
-            )),
+            pair(chain, "nonsense"),
             "InvalidCertificate",
             "the certificate's key",
+        ),
+        (
+            "certificate",
+            pair(&no_certificate, key),
+            "InvalidCertificate",
+            useless,
+        ),
+        (
+            "certificate",
+            pair(chain, &no_key),
+            "InvalidCertificate",
+            useless,
+        ),
+        (
+            "certificate",
+            pair(chain, &other.key),
+            "InvalidCertificate",
+            useless,
         ),
     ] {
         // Applied anew each time: what is no longer there is taken away only so.

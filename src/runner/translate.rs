@@ -5,8 +5,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::SystemTime;
 
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::RootCertStore;
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
 use thiserror::Error;
 
 use super::decide::Desired;
@@ -102,6 +105,16 @@ pub enum TranslateError {
         /// The key.
         key: String,
     },
+    /// A certificate and a key that do not belong together, or either is of no use.
+    #[error(
+        "the Secret \"{secret}\" holds no certificate that can be used with its key: put the \
+         mirror's certificate under \"{CERTIFICATE}\", those between it and its authority behind \
+         it, and the key of that very certificate under \"{CERTIFICATE_KEY}\""
+    )]
+    CertificateWithoutKey {
+        /// The Secret's name.
+        secret: String,
+    },
     /// `tls=false`, and certificates.
     #[error(
         "the connection string in the Secret \"{secret}\" says tls=false, but the spec has tls: \
@@ -128,7 +141,9 @@ impl TranslateError {
             Self::NotText { .. } | Self::InvalidUri { .. } | Self::Unencrypted { .. } => {
                 Reason::InvalidUri
             }
-            Self::InvalidCertificate { .. } => Reason::InvalidCertificate,
+            Self::InvalidCertificate { .. } | Self::CertificateWithoutKey { .. } => {
+                Reason::InvalidCertificate
+            }
             Self::SameDatabase(error) => error.reason(),
             Self::Selection(_) => Reason::InvalidSpec,
         }
@@ -337,18 +352,23 @@ impl Held<'_> {
     fn tls(&self, tls: &ValidTls) -> Result<Tls, TranslateError> {
         let ca = tls.ca.as_ref().map(|reference| {
             let what = "the authorities' certificates";
-            self.pem(&reference.name, &reference.key, what, has_certificates)
+            let (pem, ()) = self.pem(&reference.name, &reference.key, what, authorities)?;
+            Ok::<_, TranslateError>(pem.to_vec())
         });
         let certificate = tls.certificate.as_ref().map(|secret| {
             let what = "the mirror's certificate";
-            let mut both = self.pem(secret, CERTIFICATE, what, has_certificates)?;
+            let (pem, chain) = self.pem(secret, CERTIFICATE, what, certificates)?;
             let what = "the certificate's key";
-            let key = self.pem(secret, CERTIFICATE_KEY, what, |pem| {
-                PrivateKeyDer::from_pem_slice(pem).is_ok()
+            let (key_pem, key) = self.pem(secret, CERTIFICATE_KEY, what, |pem| {
+                PrivateKeyDer::from_pem_slice(pem).ok()
             })?;
-            both.push(b'\n');
-            both.extend(key);
-            Ok::<_, TranslateError>(both)
+            // What the driver cannot use must not take the place of what it does use.
+            CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(|_| {
+                TranslateError::CertificateWithoutKey {
+                    secret: secret.clone(),
+                }
+            })?;
+            Ok::<_, TranslateError>([pem, b"\n", key_pem].concat())
         });
         Ok(Tls {
             ca: ca.transpose()?,
@@ -356,29 +376,33 @@ impl Held<'_> {
         })
     }
 
-    /// PEM of a kind.
-    fn pem(
+    /// PEM of a kind, and what it says.
+    fn pem<T>(
         &self,
         secret: &str,
         key: &str,
         what: &'static str,
-        is_pem: fn(&[u8]) -> bool,
-    ) -> Result<Vec<u8>, TranslateError> {
+        read: fn(&[u8]) -> Option<T>,
+    ) -> Result<(&[u8], T), TranslateError> {
         let value = self.value(secret, key, what)?;
-        if !is_pem(value) {
-            return Err(TranslateError::InvalidCertificate {
-                what,
-                secret: secret.to_owned(),
-                key: key.to_owned(),
-            });
-        }
-        Ok(value.to_vec())
+        let read = read(value).ok_or_else(|| TranslateError::InvalidCertificate {
+            what,
+            secret: secret.to_owned(),
+            key: key.to_owned(),
+        })?;
+        Ok((value, read))
     }
 }
 
-fn has_certificates(pem: &[u8]) -> bool {
-    let mut all = CertificateDer::pem_slice_iter(pem).peekable();
-    all.peek().is_some() && all.all(|one| one.is_ok())
+fn certificates(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
+    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    all.ok().filter(|all| !all.is_empty())
+}
+
+/// Whether others can be checked with one of them at least, as the driver takes them.
+fn authorities(pem: &[u8]) -> Option<()> {
+    let (usable, _) = RootCertStore::empty().add_parsable_certificates(certificates(pem)?);
+    (usable > 0).then_some(())
 }
 
 #[cfg(test)]
