@@ -8,7 +8,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 DEVELOPMENT := --workspace --locked --bins --example demo
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-cluster fuzz fetch lint fmt deny crds chart image sbom bench many demo demo-cluster clean
+.PHONY: help build test test-outage test-cluster fuzz fetch lint fmt deny crds chart image sbom bench many demo demo-cluster clean
 
 # Whatever takes docker's options: docker, podman, buildah.
 CONTAINER ?= docker
@@ -25,6 +25,9 @@ test: fetch ## Run all tests against real servers, which are fetched first
 	$(CARGO) test --locked --bench mirror -- --quick
 	$(CARGO) test --locked --bench many -- --quick
 	$(CARGO) test --workspace --locked
+
+test-outage: fetch ## Test an operator whose API server is away for ten minutes
+	MONGOMIRROR_TEST_ALL=1 $(CARGO) test --workspace --locked --test operator_plane -- --nocapture an_api_server
 
 # Whether the machine can be a node is known in seconds, and Kubernetes built in minutes: in this order.
 test-cluster: ## Test the chart on a real cluster of one node, as root

@@ -8,7 +8,7 @@ use bson::{Bson, Document, doc};
 use common::faults::{has_problem, healed, interruptions, network};
 use common::victims::{Cause, errors_are_survived};
 use common::workload::{Workload, fill};
-use common::{PATIENCE, assert_equal, caught_up, config, fresh_seed, mirroring};
+use common::{PATIENCE, assert_equal, caught_up, config, fresh_seed, mirroring, not_tried};
 use mongodb::Client;
 use mongomirror::engine::config::MirrorConfig;
 use mongomirror::engine::error::Side;
@@ -278,7 +278,9 @@ async fn a_full_disk_loses_nothing() {
         .await;
     let target = match target {
         Err(error @ testbed::Error::Failed { .. }) => {
-            eprintln!("not tried, because this machine does not let us mount a disk: {error}");
+            not_tried(&format!(
+                "this machine does not let us mount a disk: {error}"
+            ));
             return;
         }
         target => target.unwrap(),

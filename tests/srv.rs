@@ -2,12 +2,11 @@
 
 mod common;
 
-use std::io::Write;
 use std::path::Path;
 
 use bson::{Document, doc};
 use common::process::Manifest;
-use common::{assert_equal, eventually, fill};
+use common::{assert_equal, eventually, fill, not_tried};
 use testbed::{Dns, Entry, ReplicaSet};
 
 /// What the connection string names.
@@ -52,11 +51,7 @@ async fn names_and_options_come_from_dns_as_soon_as_they_are_right() {
     let dns = match Dns::start(Vec::new()) {
         Ok(dns) => dns,
         Err(error) => {
-            // Not by `eprintln!`: of a test that passes, nobody would see it.
-            let _ = writeln!(
-                std::io::stderr(),
-                "srv: not tried, because this machine does not let us serve DNS: {error}"
-            );
+            not_tried(&format!("this machine does not let us serve DNS: {error}"));
             return;
         }
     };

@@ -19,6 +19,7 @@ pub mod victims;
 pub mod workload;
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::time::Duration;
 
 use bson::{Bson, Document, RawDocumentBuf, doc};
@@ -95,6 +96,12 @@ pub async fn wait_for(
             mirror.progress().borrow().clone()
         ),
     }
+}
+
+/// Says that this machine is not one on which something can be tried. Not by `eprintln!`: of a test
+/// that passes, nobody would see that.
+pub fn not_tried(why: &str) {
+    let _ = writeln!(std::io::stderr(), "not tried: {why}");
 }
 
 /// Waits until there is something.
