@@ -101,6 +101,9 @@ async fn chains_are_mirrored_and_rings_refused() {
     mirroring(&first).await;
     let second = MirrorHandle::start(between("b", "c"));
     mirroring(&second).await;
+    assert_eq!(first.progress().borrow().comes_from, None);
+    let told = second.progress().borrow().comes_from.clone();
+    assert!(told.is_some_and(|told| told.starts_with("\"a\" of ")));
     for ring in [between("b", "a"), between("c", "a"), between("c", "b")] {
         let refused = MirrorHandle::start(ring);
         let problem = has_problem(&refused, &["MirrorRing"])

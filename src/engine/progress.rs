@@ -242,6 +242,9 @@ pub struct Progress {
     pub source: Link,
     /// The target's connection.
     pub target: Link,
+    /// The database that the source is a mirror of itself, in words, if it is known to be one.
+    #[serde(skip)]
+    pub comes_from: Option<String>,
     /// The initial copy, from the moment it is planned.
     pub initial_sync: Option<InitialSync>,
     /// How far the stream is applied.

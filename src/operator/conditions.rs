@@ -44,17 +44,23 @@ pub fn conditions(
     previous: &[Condition],
     now: SystemTime,
 ) -> Vec<Condition> {
+    let chain = snapshot.progress.comes_from.as_ref();
+    let chain = chain.map_or_else(String::new, |origin| {
+        format!(" The source is itself the target of a mirror, of {origin}.")
+    });
     [
         ready(snapshot),
         connected(
             snapshot,
             condition::SOURCE_CONNECTED,
             &snapshot.progress.source,
+            &chain,
         ),
         connected(
             snapshot,
             condition::TARGET_CONNECTED,
             &snapshot.progress.target,
+            "",
         ),
         initial_sync(snapshot, past.initial_sync_completed),
         replicating(snapshot),
@@ -120,7 +126,8 @@ fn ready(snapshot: &Snapshot) -> Observation {
     }
 }
 
-fn connected(snapshot: &Snapshot, type_: &'static str, link: &Link) -> Observation {
+/// `more` is what there is to say of a server that answers.
+fn connected(snapshot: &Snapshot, type_: &'static str, link: &Link, more: &str) -> Observation {
     let (status, reason, message) = match link.connected {
         _ if snapshot.phase() == Phase::Paused => (
             ConditionStatus::False,
@@ -136,7 +143,7 @@ fn connected(snapshot: &Snapshot, type_: &'static str, link: &Link) -> Observati
         Some(true) => (
             ConditionStatus::True,
             Reason::Connected,
-            "The last exchange with the server succeeded.".to_owned(),
+            format!("The last exchange with the server succeeded.{more}"),
         ),
         Some(false) => (
             ConditionStatus::False,

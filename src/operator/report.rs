@@ -590,6 +590,18 @@ mod tests {
     }
 
     #[test]
+    fn a_source_that_is_a_target_itself_is_told() {
+        let progress = Progress {
+            comes_from: Some("\"a\" of the replica set rs0".into()),
+            ..consistent()
+        };
+        let status = status_of(progress, &MongoMirrorStatus::default());
+        let message = |type_| &condition(&status, type_).message;
+        assert!(message(condition::SOURCE_CONNECTED).ends_with("of \"a\" of the replica set rs0."));
+        assert!(!message(condition::TARGET_CONNECTED).contains("rs0"));
+    }
+
+    #[test]
     fn a_mirror_that_lost_its_secret_still_replicates() {
         let mut listing = listing(consistent());
         listing.problem = Some(problem(Reason::SecretNotFound, false));

@@ -43,7 +43,7 @@ use crate::engine::writes::Write;
 
 pub use identity::Rival;
 use identity::{Identity, is_same_deployment, reach, refuse_memory, refuse_unless_empty};
-use origins::{refuse_ring, tell_chain};
+use origins::{chain, refuse_ring};
 pub use taking::{name_as_uuid, ranges_between};
 
 /// Databases of the server's own.
@@ -220,7 +220,11 @@ pub async fn prepare(
     // Of two that began at once, each sees the other only now.
     let origins = origins::origins(source_client, &identity.source, config).await;
     refuse_ring(&origins, &target_server.identity(), config)?;
-    tell_chain(&origins, config);
+    let comes_from = chain(&origins);
+    if let Some(origin) = &comes_from {
+        tracing::info!(mirror = %config.name, "the source is a mirror's target itself, of {origin}");
+    }
+    publish.send_modify(|progress| progress.comes_from = comes_from);
     let verified = state.load_verification().await?;
     let mut planned = Planned {
         source,

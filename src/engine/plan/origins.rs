@@ -85,16 +85,14 @@ pub(super) fn refuse_ring(origins: &[Origin], target: &str, config: &MirrorConfi
     Ok(())
 }
 
-/// Tells where the source's content comes from, if that is another mirror.
-pub(super) fn tell_chain(origins: &[Origin], config: &MirrorConfig) {
-    if let Some(origin) = origins.get(1) {
-        tracing::info!(
-            mirror = %config.name,
-            "the source is a mirror's target itself, of {:?} on {}",
-            origin.database,
-            origin.server,
-        );
-    }
+/// Where the source's content comes from, if that is another mirror.
+pub(super) fn chain(origins: &[Origin]) -> Option<String> {
+    let origin = origins.get(1)?;
+    let set_name = origin.server.split('/').next().unwrap_or_default();
+    Some(format!(
+        "\"{}\" of the replica set {set_name}",
+        origin.database
+    ))
 }
 
 #[cfg(test)]
