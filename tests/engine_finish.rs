@@ -284,6 +284,13 @@ async fn a_selection_that_is_newer_than_the_target_makes_nothing_of_others_its_o
             &["carts", "theirs"],
         ),
         (
+            "unseen",
+            some(&[], &["theirs"]),
+            some(&[], &["carts", "seen"]),
+            OnDeselected::Retain,
+            &["carts", "theirs"],
+        ),
+        (
             "dropped",
             some(&[], &["theirs"]),
             some(&[], &["carts"]),
@@ -295,6 +302,8 @@ async fn a_selection_that_is_newer_than_the_target_makes_nothing_of_others_its_o
         let (source, target) = (client.database(database), client.database(&copy));
         fill(&source, "orders", 0, 3).await;
         fill(&source, "carts", 0, 3).await;
+        let index = doc! {"key": {"at": 1}, "name": "at", "expireAfterSeconds": 3600};
+        run(&source, doc! {"createIndexes": "carts", "indexes": [index]}).await;
         let view = doc! {"create": "seen", "viewOn": "orders", "pipeline": []};
         run(&source, view).await;
         let mut config = config(&set.uri(), &set.uri(), database);
@@ -312,5 +321,12 @@ async fn a_selection_that_is_newer_than_the_target_makes_nothing_of_others_its_o
         there.retain(|name| !name.starts_with("system."));
         there.sort();
         assert_eq!(there, left, "{database}");
+        if left.contains(&"carts") {
+            let all = definitions(&target).await.to_string();
+            assert!(
+                all.contains("\"expireAfterSeconds\": 3600"),
+                "{database}: {all}"
+            );
+        }
     }
 }

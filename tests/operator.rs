@@ -106,6 +106,7 @@ async fn an_applied_mirror_copies_follows_pauses_and_goes_on() {
             "DBNAME",
             "LAG",
             "READY",
+            "HEARTBEAT",
             "AGE"
         ]
     );

@@ -13,7 +13,7 @@ use bson::{Document, doc};
 use super::apply::ddl;
 use super::apply::indexes::{is_due, tend};
 use super::apply::writer::start_session;
-use super::catalog::{self, armed_options};
+use super::catalog::{self, Listed, armed_options};
 use super::command::Commands;
 use super::config::{MirrorConfig, OnDeselected};
 use super::connection::shared::Clients;
@@ -118,27 +118,47 @@ async fn delete(config: &MirrorConfig, client: &mongodb::Client) -> Result<bool>
     } = taken;
     // One that has not even planned yet has made nothing but what it has announced.
     let is_its_own = before.position.is_some() || before.resync;
-    let selected = Selection::of_fingerprint(&before.selection);
-    let noted = state.load_catalog().await?;
-    let is_noted = |name: &str| {
-        let mut mirrored = noted.iter().filter(|entry| entry.left_out.is_none());
-        mirrored.any(|entry| entry.public_name() == name)
+    let mut noted = state.load_catalog().await?;
+    noted.retain(|entry| entry.left_out.is_none());
+    let ranges = state.load_ranges().await?;
+    let is_compared = |entry: &CatalogEntry| {
+        let mut ranges = ranges
+            .iter()
+            .filter(|range| range.uuid == entry.uuid)
+            .peekable();
+        ranges.peek().is_some() && ranges.all(|range| range.compare)
     };
-    let is_one = |name: &str| {
+    // As they are let go of by a mirror that runs: whole, armed, or not at all.
+    let retains = |entry: &CatalogEntry| {
+        config.on_deselected == OnDeselected::Retain
+            && !config.selection.selects(&entry.name)
+            && (entry.copied || is_compared(entry))
+    };
+    let (retained, dropped): (Vec<_>, Vec<_>) = noted.into_iter().partition(retains);
+    for entry in &retained {
+        // What cannot be armed is told, and does not keep the rest.
+        let _ = tolerated(config, arm_clocks(&target, entry).await)?;
+    }
+    let selected = Selection::of_fingerprint(&before.selection);
+    let selected = selected.as_ref().unwrap_or(&config.selection);
+    let is_one = |there: &Listed| {
+        let name = there.name.as_str();
+        let is_noted = |all: &[CatalogEntry]| all.iter().any(|entry| entry.public_name() == name);
         let is_system = name.starts_with("system.") && name != ddl::SCRIPTS;
-        let is_made = match (&selected, is_its_own) {
-            (Some(selected), true) => selected.selects(name),
+        let is_made = match is_its_own {
             // Another selection is being brought about.
-            (None, true) => is_noted(name),
-            (_, false) => before.planned.iter().any(|planned| planned == name),
+            true if before.selection.is_empty() => {
+                is_noted(&dropped) || there.kind == "view" && selected.selects(name)
+            }
+            true => selected.selects(name),
+            false => before.planned.iter().any(|planned| planned == name),
         };
-        let stays = config.on_deselected == OnDeselected::Retain && !config.selection.selects(name);
-        !is_system && (is_made && !stays || name == ddl::DROPPED)
+        !is_system && (is_made && !is_noted(&retained) || name == ddl::DROPPED)
     };
     let mut there = catalog::list(&target.db, Side::Target).await?;
     // Views first: they may be of the others.
     there.sort_by_key(|there| there.kind != "view");
-    for there in there.iter().filter(|there| is_one(&there.name)) {
+    for there in there.iter().filter(|there| is_one(there)) {
         ddl::drop(&target, &there.name).await?;
     }
     state.clear().await?;

@@ -112,6 +112,9 @@ fn compares(publish: &watch::Sender<Progress>) {
         progress.totals.resyncs += 1;
         progress.phase = Phase::Pending;
         progress.consistent_at = None;
+        if let Some(problem) = &mut progress.problem {
+            problem.next_attempt = Some(SystemTime::now());
+        }
     });
 }
 

@@ -50,6 +50,9 @@ fn server(text: &str) -> Option<String> {
         .map(|words| words.chars().take(WORDS).collect::<String>().to_lowercase());
     let trouble = trouble.or_else(|| {
         let is = |type_: &str| text.contains(&format!("Type: {type_}"));
+        if is("RsGhost") {
+            return Some("its replica set is not initiated, run rs.initiate()".to_owned());
+        }
         let is_member = is("RsSecondary") || is("RsArbiter") || is("RsOther");
         is_member.then(|| "is not the primary".to_owned())
     });
@@ -101,6 +104,8 @@ mod tests {
         let second = "{ Address: c:3, Type: RsSecondary, Average RTT: 1ms }";
         let said = in_words(&of(second));
         assert!(said.contains("(c:3: is not the primary)"), "{said}");
+        let ghost = "{ Address: d:4, Type: RsGhost, Average RTT: 1ms }";
+        assert!(in_words(&of(ghost)).contains("rs.initiate()"));
         let many: Vec<_> = (0..9).map(|n| lost(&format!("h{n}:1"), "x")).collect();
         let said = in_words(&of(&many.join(", ")));
         assert!(said.contains("h2:1: x; and 6 more)"), "{said}");

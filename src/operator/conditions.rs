@@ -46,7 +46,9 @@ pub fn conditions(
 ) -> Vec<Condition> {
     let chain = snapshot.progress.comes_from.as_ref();
     let chain = chain.map_or_else(String::new, |origin| {
-        format!(" The source is itself the target of a mirror, of {origin}.")
+        format!(
+            " When the mirror began, the source was the target of a mirror itself, of {origin}."
+        )
     });
     [
         ready(snapshot),
@@ -134,7 +136,9 @@ fn connected(snapshot: &Snapshot, type_: &'static str, link: &Link, more: &str) 
             Reason::Suspended,
             "A paused mirror is not connected.".to_owned(),
         ),
-        _ if snapshot.stale => (ConditionStatus::Unknown, Reason::Stale, snapshot.message()),
+        Some(true) if snapshot.stale => {
+            (ConditionStatus::Unknown, Reason::Stale, snapshot.message())
+        }
         None => (
             ConditionStatus::Unknown,
             Reason::NotTried,

@@ -289,7 +289,11 @@ impl Keeper {
             // Without them only the source's oplog cannot be watched.
             Err(_) if !mirror.spec.enabled => Ok(Default::default()),
             Err(error) if error.is_transient() => return Err(error),
-            Err(error) => Err(problem(Reason::SecretForbidden, true, &error)),
+            // Nobody tells of rights that are given.
+            Err(error) => Err(Problem {
+                next_attempt: Some(SystemTime::now() + RESYNC),
+                ..problem(Reason::SecretForbidden, true, &error)
+            }),
         };
         Ok(Dereferenced::Found {
             identity,

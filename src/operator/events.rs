@@ -69,12 +69,11 @@ fn between(before: &MongoMirrorStatus, now: &MongoMirrorStatus) -> Vec<Event> {
         }
         _ => {}
     }
-    if let Some(last) = &now.verification
-        && began_before(before, &last.time)
-        && before.verification.as_ref().map(|it| &it.time) != Some(&last.time)
-    {
-        events.push(of_verification(last, now));
-    }
+    let news = now.verification.as_ref().filter(|last| {
+        let is_new = before.verification.as_ref().map(|it| &it.time) != Some(&last.time);
+        is_new && began_before(before, &last.time)
+    });
+    events.extend(news.map(|last| of_verification(last, now)));
     for (type_, over) in [
         (condition::DEGRADED, Reason::Healed),
         (
@@ -88,7 +87,8 @@ fn between(before: &MongoMirrorStatus, now: &MongoMirrorStatus) -> Vec<Event> {
         let was = is_true(before.condition(type_));
         match (was, is_true(Some(seen))) {
             // The one is told as what a verification came to.
-            (false, true) if Reason::DifferencesFound == seen.reason.as_str() => {}
+            (false, true) if news.is_some() && Reason::DifferencesFound == seen.reason.as_str() => {
+            }
             (false, true) => {
                 let reason = match type_ {
                     condition::OPLOG_HEADROOM_LOW => Reason::OplogHeadroomLow.as_str(),
@@ -133,13 +133,15 @@ fn of_phase(before: Phase, now: &MongoMirrorStatus) -> Option<Event> {
     Some(normal(reason, action, &now.message))
 }
 
-/// The condition `Ready`, if it says what is wrong.
+/// The condition `Ready`, if it says what is wrong, or that nobody knows.
 fn problem(status: &MongoMirrorStatus) -> Option<&Condition> {
     let retries = status
         .condition(condition::RECONCILING)
         .is_some_and(|seen| Reason::Retrying == seen.reason.as_str());
     let is_wrong = retries || is_true(status.condition(condition::STALLED));
-    status.condition(condition::READY).filter(|_| is_wrong)
+    let ready = status.condition(condition::READY)?;
+    let is_wrong = is_wrong || ready.status == ConditionStatus::Unknown;
+    is_wrong.then_some(ready)
 }
 
 /// Whether the resource had a status by then: what an earlier one of its name had is no news of it.
@@ -208,7 +210,7 @@ mod tests {
             phase,
             message: "in a sentence".into(),
             conditions: vec![
-                condition(condition::READY, ConditionStatus::Unknown, ready),
+                condition(condition::READY, ConditionStatus::False, ready),
                 condition(
                     condition::RECONCILING,
                     ConditionStatus::Unknown,
@@ -268,6 +270,10 @@ mod tests {
         assert_eq!(told(&mirroring(), &lost), ["Warning SourceUnreachable"]);
         assert!(told(&lost, &lost).is_empty());
         assert_eq!(told(&lost, &mirroring()), ["Normal Recovered"]);
+        let mut stale = status(Phase::Mirroring, "Stale", "Mirroring", false);
+        stale.conditions[0].status = ConditionStatus::Unknown;
+        assert_eq!(told(&mirroring(), &stale), ["Warning Stale"]);
+        assert_eq!(told(&stale, &mirroring()), ["Normal Recovered"]);
         let failed = status(Phase::Failed, "AuthenticationFailed", "x", true);
         assert_eq!(told(&lost, &failed), ["Warning AuthenticationFailed"]);
     }

@@ -33,6 +33,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 const PROGRESS: Duration = Duration::from_secs(3);
 /// Between two writes while the lag moves.
 const SOON: Duration = Duration::from_secs(10);
+/// Between two writes while something is tried again and again, as by all mirrors of a source that
+/// is away.
+const AGAIN: Duration = Duration::from_secs(30);
 /// Between two writes over what others have written.
 const ANSWER: Duration = Duration::from_secs(3);
 /// Between two writes while only time goes by. Five hundred idle mirrors are eight writes a second.
@@ -48,6 +51,8 @@ enum Haste {
     Never,
     /// Only times and small changes of the lag differ.
     Calm,
+    /// It is tried again at another time.
+    Again,
     /// Numbers or texts differ.
     Soon,
     /// A copy made progress.
@@ -187,6 +192,7 @@ impl Publisher {
             Haste::Now => now,
             Haste::Progress => after(PROGRESS),
             Haste::Soon => after(SOON),
+            Haste::Again => after(AGAIN),
             Haste::Calm => after(CALM),
         };
         Some(due.max(self.not_before.unwrap_or(now)))
@@ -343,9 +349,15 @@ fn haste(written: &MongoMirrorStatus, wanted: &MongoMirrorStatus) -> Haste {
         || written.unsupported != wanted.unsupported
         || written.apply_form != wanted.apply_form
         || written.message != wanted.message
-        || written.next_attempt != wanted.next_attempt
+        || written.next_attempt.is_some() != wanted.next_attempt.is_some()
         || magnitude(written.lag_milliseconds) != magnitude(wanted.lag_milliseconds);
-    if moved { Haste::Soon } else { Haste::Calm }
+    if moved {
+        Haste::Soon
+    } else if written.next_attempt != wanted.next_attempt {
+        Haste::Again
+    } else {
+        Haste::Calm
+    }
 }
 
 fn outline(conditions: &[Condition]) -> Vec<(&str, ConditionStatus, &str)> {
@@ -419,8 +431,13 @@ mod tests {
         assert_eq!(haste_of(|s| s.lag_milliseconds = Some(2000)), Haste::Soon);
         assert_eq!(haste_of(|s| s.lag_milliseconds = None), Haste::Soon);
         assert_eq!(haste_of(|s| s.message = "x".into()), Haste::Soon);
-        let soon = Some(Time(Timestamp::UNIX_EPOCH));
-        assert_eq!(haste_of(|s| s.next_attempt = soon), Haste::Soon);
+        let at = |second| Some(Time(Timestamp::from_second(second).unwrap()));
+        assert_eq!(haste_of(|s| s.next_attempt = at(1)), Haste::Soon);
+        let tried = |second| MongoMirrorStatus {
+            next_attempt: at(second),
+            ..status()
+        };
+        assert_eq!(haste(&tried(1), &tried(16)), Haste::Again);
     }
 
     #[test]

@@ -77,6 +77,7 @@ pub fn status(
         verification: verification.as_ref(),
         degraded: past.condition(condition::DEGRADED).filter(|_| is_at_rest),
     };
+    let oplog_headroom = oplog_headroom(progress.headroom.as_ref(), past.oplog_headroom.as_ref());
     let conditions = conditions(snapshot, &past_of_it, generation, &previous.conditions, now);
 
     MongoMirrorStatus {
@@ -94,7 +95,7 @@ pub fn status(
         next_attempt: snapshot
             .next_attempt()
             .map(|time| Time(words::timestamp(time))),
-        heartbeat: is_moving(snapshot).then(|| Time(words::timestamp(now))),
+        heartbeat: heartbeat(snapshot, oplog_headroom.as_ref(), now),
         initial_sync,
         verification,
         unsupported,
@@ -105,22 +106,25 @@ pub fn status(
             _ => i64::try_from(progress.quarantine.len()).unwrap_or(i64::MAX),
         },
         apply_form: progress.apply_form.map(apply_form).or(past.apply_form),
-        oplog_headroom: oplog_headroom(progress.headroom.as_ref(), past.oplog_headroom.as_ref()),
+        oplog_headroom,
         requests,
         conditions,
     }
 }
 
-/// Whether something can happen to the mirror that the operator is not told of: a status that says
-/// so must not stay when nobody looks any more.
-fn is_moving(snapshot: &Snapshot) -> bool {
-    match snapshot.phase() {
-        progress::Phase::Copying | progress::Phase::CatchingUp | progress::Phase::Mirroring => true,
-        progress::Phase::Pending | progress::Phase::Failed => {
-            snapshot.problem.is_none() || snapshot.next_attempt().is_some()
-        }
-        progress::Phase::Paused => false,
+/// As of when this is so, as long as something can change that the operator is not told of: a status
+/// must not look well when nobody looks after the mirror any more. Of a paused mirror only the oplog
+/// is measured; that is told every few minutes, and no more often.
+fn heartbeat(
+    snapshot: &Snapshot,
+    headroom: Option<&OplogHeadroomStatus>,
+    now: SystemTime,
+) -> Option<Time> {
+    if snapshot.phase() == progress::Phase::Paused {
+        return headroom?.measured_at.clone();
     }
+    let is_moving = snapshot.live || snapshot.next_attempt().is_some();
+    is_moving.then(|| Time(words::timestamp(now)))
 }
 
 /// Rounded, and with the time of an earlier measurement that said the same: it is measured every
@@ -257,7 +261,7 @@ mod tests {
     use crate::engine::progress::{Problem, Progress, Unsupported};
     use crate::resource::status::Condition;
     use crate::runner::registry::tests::{listing, mirroring};
-    use crate::runner::registry::{Listing, MirrorKey};
+    use crate::runner::registry::{Feed, Listing, MirrorKey};
     use crate::runner::slot::at_rest;
 
     fn now() -> SystemTime {
@@ -545,9 +549,22 @@ mod tests {
 
     #[test]
     fn a_status_says_when_it_was_said_and_when_the_mirror_is_tried_again() {
-        let time = |status: Option<&Time>| status.map(|time| time.0.as_second());
-        let told = status_of(consistent(), &MongoMirrorStatus::default());
-        assert_eq!(time(told.heartbeat.as_ref()), Some(1_790_000_000));
+        let time = |status: &Option<Time>| status.as_ref().map(|time| time.0.as_second());
+        let live = |progress| {
+            let mut live = listing(progress);
+            if let Feed::Still(progress) = live.feed {
+                live.feed = Feed::Live(tokio::sync::watch::channel(*progress).1);
+            }
+            status(
+                &snapshot(live),
+                3,
+                &MongoMirrorStatus::default(),
+                Vec::new(),
+                now(),
+            )
+        };
+        let told = live(consistent());
+        assert_eq!(time(&told.heartbeat), Some(1_790_000_000));
         assert_eq!(told.next_attempt, None);
 
         let failed = Progress {
@@ -557,9 +574,9 @@ mod tests {
             }),
             ..at_rest(consistent(), progress::Phase::Failed)
         };
-        let told = status_of(failed, &MongoMirrorStatus::default());
-        assert_eq!(time(told.heartbeat.as_ref()), Some(1_790_000_000));
-        assert_eq!(time(told.next_attempt.as_ref()), Some(1_790_000_030));
+        let told = live(failed);
+        assert_eq!(time(&told.heartbeat), Some(1_790_000_000));
+        assert_eq!(time(&told.next_attempt), Some(1_790_000_030));
 
         // Nothing happens to these, and nothing is written.
         let waits = Progress {
@@ -569,6 +586,36 @@ mod tests {
         for still in [at_rest(consistent(), progress::Phase::Paused), waits] {
             let still = status_of(still, &told);
             assert_eq!((still.heartbeat, still.next_attempt), (None, None));
+        }
+        // While it is paused, only its oplog is looked at.
+        let measured = now() - Duration::from_secs(200);
+        let watched = Progress {
+            headroom: Some(headroom(7599, 123_456_789, 90_000, measured)),
+            ..at_rest(consistent(), progress::Phase::Paused)
+        };
+        assert_eq!(time(&live(watched).heartbeat), Some(1_789_999_800));
+    }
+
+    #[test]
+    fn what_was_not_measured_for_long_is_unknown() {
+        for phase in [progress::Phase::Copying, progress::Phase::Mirroring] {
+            let old = Progress {
+                phase,
+                measured_at: Some(now() - Duration::from_secs(31)),
+                ..consistent()
+            };
+            let status = status_of(old, &MongoMirrorStatus::default());
+            for type_ in [
+                condition::READY,
+                condition::SOURCE_CONNECTED,
+                condition::TARGET_CONNECTED,
+                condition::REPLICATING,
+            ] {
+                let seen = condition(&status, type_);
+                let expected = (ConditionStatus::Unknown, "Stale");
+                assert_eq!((seen.status, seen.reason.as_str()), expected, "{type_}");
+            }
+            assert!(!status.connected);
         }
     }
 

@@ -25,9 +25,8 @@ const RESERVED: &str = "['admin', 'config', 'local', 'mongomirror']";
 
 /// What MongoDB accepts as a database name on every platform it runs on.
 pub(super) fn is_database_name() -> Rule {
-    matches(
-        r#"^[^/\\. "$*<>:|?\x00]+$"#,
-        r#"a database name holds no spaces and none of / \ . " $ * < > : | ?: write the name as `show dbs` prints it"#,
+    Rule::new(r#"self.matches(r'^[^/\\. "$*<>:|?\x00]+$') && size(bytes(self)) <= 63"#).message(
+        r#"a database name has 63 bytes at most, and holds no spaces and none of / \ . " $ * < > : | ?: write the name as `show dbs` prints it"#,
     )
 }
 
@@ -96,7 +95,8 @@ pub(super) fn target_is_a_users() -> Rule {
 
 /// Both sides are not compared all the time.
 pub(super) fn interval_is_a_minute() -> Rule {
-    let form = r"^([0-9]+(\.[0-9]+)?(h|m|s))+$";
+    // Longer ones overflow.
+    let form = r"^([0-9]{1,6}(\.[0-9]{1,3})?h)?([0-9]{1,6}(\.[0-9]{1,3})?m)?([0-9]{1,6}(\.[0-9]{1,3})?s)?$";
     Rule::new(format!(
         "self.matches(r'{form}') && duration(self) >= duration('1m')"
     ))
@@ -105,9 +105,12 @@ pub(super) fn interval_is_a_minute() -> Rule {
 
 /// The default name of the target is not too long.
 pub(super) fn default_target_fits() -> Rule {
-    Rule::new(format!("{IS_NAMED} || size(self.source.database) <= 56")).message(
+    Rule::new(format!(
+        "{IS_NAMED} || size(bytes(self.source.database)) <= 56"
+    ))
+    .message(
         "the default name of the target, the source's name and \"_backup\", is longer than 63 \
-         characters: set spec.target.database",
+         bytes: set spec.target.database",
     )
 }
 

@@ -74,8 +74,8 @@ use super::validation::DEFAULT_STATE_DATABASE;
         name = "Heartbeat",
         type_ = "date",
         json_path = ".status.heartbeat",
-        description = "How long ago the operator last said all this; after three minutes nobody knows \
-                       whether it is still so."
+        description = "How long ago the operator last said all this: a minute at most, of a paused \
+                       mirror five."
     ),
     printcolumn(
         name = "Age",

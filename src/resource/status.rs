@@ -73,10 +73,10 @@ pub struct MongoMirrorStatus {
     #[schemars(schema_with = "time")]
     pub next_attempt: Option<Time>,
 
-    /// When the operator last said all this; refreshed every minute at least. If it is older than
-    /// three minutes, no operator looks after the mirror, and nobody knows whether the rest of this
-    /// status is still so. Absent while nothing can change: the mirror is paused, or waits for a
-    /// Secret or an edit.
+    /// When the operator last said all this; refreshed every minute, and while the mirror is paused
+    /// every five minutes. If it is much older, no operator looks after the mirror, and nobody knows
+    /// whether the rest of this status is still so. Absent while nothing can change before a Secret
+    /// does, or this resource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "time")]
     pub heartbeat: Option<Time>,

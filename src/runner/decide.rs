@@ -117,7 +117,10 @@ pub fn decide(desired: &Desired, current: Option<Current<'_>>) -> Decision {
         (Desired::Paused { .. }, _) => stop(Why::Paused),
         // A Secret that vanished for a moment, or was edited badly, must not cost a mirror that
         // does what its spec still asks for. Its credentials end when MongoDB says so.
-        (Desired::Unavailable { spec, problem }, Some(current)) if spec == current.spec => {
+        // Another edit has to wait for the Secret then.
+        (Desired::Unavailable { spec, problem }, Some(current))
+            if spec.source == current.spec.source && spec.target == current.spec.target =>
+        {
             Decision::Keep(Why::RunsOn(problem.reason))
         }
         (Desired::Unavailable { problem, .. } | Desired::Refused { problem }, _) => {
@@ -339,6 +342,32 @@ mod tests {
             decide(&new.unavailable(), old.current()),
             Decision::Stop(Why::Problem(Reason::SecretNotFound))
         );
+    }
+
+    #[test]
+    fn what_is_edited_while_a_secret_is_lost_waits_unless_it_is_about_the_connections() {
+        let old = Mirror::orders();
+        let edited = |more: &str| {
+            let source = "source: {uriSecretRef: {name: a}, database: orders";
+            Mirror::new(&format!("{{{source}{more}}}"), "mongodb://h").unavailable()
+        };
+        for waits in [
+            "}, limits: {readConcurrency: 1}",
+            "}, collections: {exclude: [b]}",
+        ] {
+            let decision = decide(&edited(waits), old.current());
+            assert_eq!(
+                decision,
+                Decision::Keep(Why::RunsOn(Reason::SecretNotFound))
+            );
+        }
+        for stops in ["}, target: {database: other}", ", tls: {}}"] {
+            let decision = decide(&edited(stops), old.current());
+            assert_eq!(
+                decision,
+                Decision::Stop(Why::Problem(Reason::SecretNotFound))
+            );
+        }
     }
 
     #[test]

@@ -156,19 +156,25 @@ pub struct Snapshot {
     pub progress: Progress,
     /// Whether the mirror should measure itself but has not for too long.
     pub stale: bool,
+    /// Whether something runs for it that can change what is shown: the mirror, or while it is paused
+    /// the watch over its source's oplog.
+    pub live: bool,
 }
 
 impl Snapshot {
     /// Takes a snapshot.
     pub fn new(key: MirrorKey, listing: Listing, now: SystemTime) -> Self {
-        let mut progress = match listing.feed {
-            Feed::Live(progress) => progress.borrow().clone(),
-            Feed::Still(progress) => *progress,
+        let (live, mut progress) = match listing.feed {
+            Feed::Live(progress) => (true, progress.borrow().clone()),
+            Feed::Still(progress) => (false, *progress),
         };
-        let follows = matches!(progress.phase, Phase::CatchingUp | Phase::Mirroring);
+        let works = matches!(
+            progress.phase,
+            Phase::Copying | Phase::CatchingUp | Phase::Mirroring
+        );
         // A clock that was set back makes a measurement look as if it came from the future; it is
         // not old then.
-        let stale = follows
+        let stale = works
             && progress
                 .measured_at
                 .and_then(|measured| now.duration_since(measured).ok())
@@ -184,6 +190,7 @@ impl Snapshot {
             problem: listing.problem.or_else(|| progress.problem.clone()),
             progress,
             stale,
+            live,
         }
     }
 
@@ -207,7 +214,9 @@ impl Snapshot {
 
     /// When a mirror that could not go on is tried again.
     pub fn next_attempt(&self) -> Option<SystemTime> {
-        self.problem.as_ref()?.next_attempt
+        // The engine tries again also if something outside of it is wrong, too.
+        let all = [&self.problem, &self.progress.problem];
+        all.into_iter().flatten().find_map(|it| it.next_attempt)
     }
 
     /// The lag for people, never empty.
@@ -275,8 +284,8 @@ impl Snapshot {
                 let exact = "The target is exactly the source as of the time in consistentAt.";
                 match self.has_seen_nothing() {
                     true => format!(
-                        "{exact} So far the source has no collection that is mirrored: is \"{}\" \
-                         its name?",
+                        "{exact} That has no collection that is selected: see that \
+                         spec.source.database, \"{}\", and spec.collections are right.",
                         self.source_database
                     ),
                     false => exact.to_owned(),

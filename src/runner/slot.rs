@@ -206,14 +206,16 @@ impl Slot {
         let (still, problem) = match desired {
             Desired::Running { .. } => (Phase::Pending, None),
             Desired::Paused { .. } => (Phase::Paused, None),
-            Desired::Unavailable { mut problem, .. } | Desired::Refused { mut problem } => {
-                if self.running.is_some() {
-                    problem
-                        .message
-                        .push_str(". Meanwhile the mirror goes on with the credentials it has");
+            Desired::Unavailable { spec, mut problem } => {
+                if let Some(running) = &self.running {
+                    problem.message += ". Meanwhile the mirror goes on with the credentials it has";
+                    if spec != running.spec {
+                        problem.message += ", and what was edited waits";
+                    }
                 }
                 (phase_of(&problem), Some(problem))
             }
+            Desired::Refused { problem } => (phase_of(&problem), Some(problem)),
             Desired::Absent => {
                 self.registry.remove(&self.key);
                 return;
