@@ -129,11 +129,11 @@ async fn delete(config: &MirrorConfig, client: &mongodb::Client) -> Result<bool>
         ranges.peek().is_some() && ranges.all(|range| range.compare)
     };
     // As they are let go of by a mirror that runs: whole, armed, or not at all.
-    let retains = |entry: &CatalogEntry| {
-        config.on_deselected == OnDeselected::Retain
-            && !config.selection.selects(&entry.name)
-            && (entry.copied || is_compared(entry))
+    let lets_go = |name: &str| {
+        config.on_deselected == OnDeselected::Retain && !config.selection.selects(name)
     };
+    let retains =
+        |entry: &CatalogEntry| lets_go(entry.public_name()) && (entry.copied || is_compared(entry));
     let (retained, dropped): (Vec<_>, Vec<_>) = noted.into_iter().partition(retains);
     for entry in &retained {
         // What cannot be armed is told, and does not keep the rest.
@@ -143,17 +143,18 @@ async fn delete(config: &MirrorConfig, client: &mongodb::Client) -> Result<bool>
     let selected = selected.as_ref().unwrap_or(&config.selection);
     let is_one = |there: &Listed| {
         let name = there.name.as_str();
-        let is_noted = |all: &[CatalogEntry]| all.iter().any(|entry| entry.public_name() == name);
+        let is_to_go = || dropped.iter().any(|entry| entry.public_name() == name);
+        let stays = lets_go(name) && there.kind != "view" && !is_to_go();
         let is_system = name.starts_with("system.") && name != ddl::SCRIPTS;
         let is_made = match is_its_own {
             // Another selection is being brought about.
-            true if before.selection.is_empty() => {
-                is_noted(&dropped) || there.kind == "view" && selected.selects(name)
+            true if before.selection == Selection::UNDER_WAY => {
+                is_to_go() || there.kind == "view" && selected.selects(name)
             }
             true => selected.selects(name),
             false => before.planned.iter().any(|planned| planned == name),
         };
-        !is_system && (is_made && !is_noted(&retained) || name == ddl::DROPPED)
+        !is_system && (is_made && !stays || name == ddl::DROPPED)
     };
     let mut there = catalog::list(&target.db, Side::Target).await?;
     // Views first: they may be of the others.

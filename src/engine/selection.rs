@@ -32,6 +32,9 @@ impl Default for Selection {
 }
 
 impl Selection {
+    /// What stands for the fingerprint while another selection is brought about; none reads so.
+    pub const UNDER_WAY: &str = "";
+
     /// An empty `include` means everything.
     ///
     /// # Errors

@@ -20,11 +20,9 @@ use crate::engine::connection::probe::{await_committed, operation_time};
 use crate::engine::error::{Result, Side};
 use crate::engine::finish::arm_clocks;
 use crate::engine::position::Ahead;
+use crate::engine::selection::Selection;
 use crate::engine::state::{BUCKETS, CatalogEntry, RangeEntry, encode_figures};
 use crate::engine::writes::Write;
-
-/// What a selection under way is called; no selection reads so.
-const UNDER_WAY: &str = "";
 
 impl Planned {
     /// What is selected and not mirrored yet; `None` if it cannot be taken in one by one.
@@ -165,7 +163,7 @@ impl Planned {
 
     /// From now on the target is made with some other selection.
     pub(super) async fn begin_selection(&self) -> Result<()> {
-        let set = doc! {"selection": UNDER_WAY};
+        let set = doc! {"selection": Selection::UNDER_WAY};
         self.state
             .update(Write::CompletePlan, self.epoch, set)
             .await
