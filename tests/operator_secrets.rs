@@ -257,6 +257,27 @@ async fn a_mirror_that_runs_goes_on_when_its_secret_goes_or_is_spoiled_and_says_
         .await;
     }
 
+    // An edit waits, and costs nothing.
+    stage.cluster.kubectl(&["delete", "secret", "mongo"]).await;
+    let edit = r#"{"spec": {"collections": {"exclude": ["carts"]}}}"#;
+    stage.cluster.patch("shop", edit).await;
+    let said = eventually("it says that the edit waits", async || {
+        let message = stage.cluster.field("shop", ".status.message").await;
+        message.contains("what was edited waits").then_some(message)
+    })
+    .await;
+    assert!(said.contains("the mirror goes on"), "{said}");
+    stage.follows().await;
+    assert!(!stage.cluster.log().contains("restarting the mirror"));
+    stage.cluster.apply(&good).await;
+    stage.is_well().await;
+    stage.follows().await;
+    let log = stage.cluster.log();
+    assert!(
+        log.contains("the selection of collections changed"),
+        "{log}"
+    );
+
     // An operator that never knew the credentials waits for them, and goes on from where it was.
     stage.cluster.kubectl(&["delete", "secret", "mongo"]).await;
     stage.cluster.kill_operator().await;
