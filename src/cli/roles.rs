@@ -88,7 +88,7 @@ fn commands(side: &str, role: &Value) -> String {
         text += &format!("    {{resource: {resource},\n     actions: {actions}}},\n");
     }
     text += &format!(
-        "  ],\n}})\nprint(\"A password for the user {name}:\")\n\
+        "  ],\n}})\nprint(\"\\nA password for the user {name}:\")\n\
          db.getSiblingDB(\"admin\").createUser({{\n  user: \"{name}\",\n  \
          pwd: passwordPrompt(),\n  roles: [\"{name}\"],\n}})\n"
     );

@@ -284,7 +284,7 @@ impl Snapshot {
                 let exact = "The target is exactly the source as of the time in consistentAt.";
                 match self.has_seen_nothing() {
                     true => format!(
-                        "{exact} That has no collection that is selected: see that \
+                        "{exact} The source has no collection that is selected: see that \
                          spec.source.database, \"{}\", and spec.collections are right.",
                         self.source_database
                     ),
