@@ -311,6 +311,22 @@ async fn users_ask_for_documents_and_verifications_and_a_deleted_mirror_arms_its
         !now.is_empty() && now != measured
     })
     .await;
+    // Also by the operator that found them done.
+    let template = "jsonpath={range .items[*]}{.type} {.reason}{.series.count}{\"\\n\"}{end}";
+    let list = ["get", "events.events.k8s.io", "-o", template];
+    let wanted = [
+        "Normal Synced",
+        "Normal ResyncBegun",
+        "Warning RequestRefused",
+    ];
+    for one in wanted {
+        until(one, async || cluster.kubectl(&list).await.contains(one)).await;
+    }
+    let told = cluster.kubectl(&list).await;
+    for one in wanted {
+        let of_it = told.lines().filter(|line| line.starts_with(one));
+        assert_eq!(of_it.collect::<Vec<_>>(), [one], "once: {told}");
+    }
     cluster
         .kubectl(&["delete", "mgm", "shop", "--timeout=30s"])
         .await;

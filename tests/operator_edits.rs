@@ -6,7 +6,10 @@ mod common;
 use bson::{Document, doc};
 use common::cluster::{Cluster, mirror, secret};
 use common::ddl::names;
+use common::oplog::roll_over;
+use common::process::checkpoint;
 use common::{assert_equal_beside, eventually, fill, hashes};
+use futures::TryStreamExt;
 use futures::future::join_all;
 use mongodb::{Client, Database};
 use testbed::{ReplicaSet, Version};
@@ -20,7 +23,7 @@ async fn servers() -> (ReplicaSet, Client) {
 /// A server, and an operator that knows ways to it.
 struct Stage {
     cluster: Cluster,
-    _set: ReplicaSet,
+    set: ReplicaSet,
     client: Client,
 }
 
@@ -71,7 +74,10 @@ const STATES: [State; 5] = [
 
 impl Stage {
     async fn start() -> Self {
-        let (set, client) = servers().await;
+        Self::of(servers().await).await
+    }
+
+    async fn of((set, client): (ReplicaSet, Client)) -> Self {
         let cluster = Cluster::start().await;
         let uri = impatient(&set.uri());
         let wrong = impatient(&set.uri_as("nobody", "canary-wrong"));
@@ -87,7 +93,7 @@ impl Stage {
         cluster.apply(&secrets.concat()).await;
         Self {
             cluster,
-            _set: set,
+            set,
             client,
         }
     }
@@ -645,4 +651,155 @@ async fn ends(stage: &Stage, (name, state, then, stays): (&str, &str, &str, bool
 async fn what_is_said_last_of_a_targets_deletion_counts_in_whatever_state_the_mirror_is_deleted() {
     let stage = Stage::start().await;
     join_all(ENDS.map(|row| ends(&stage, row))).await;
+}
+
+/// Waits until the changes of a database are read from this member, and from no other.
+async fn is_read_from(members: &[Client], member: usize, database: &str) {
+    let all = doc! {"$currentOp": {"allUsers": true, "idleCursors": true}};
+    let namespace = format!("{database}.$cmd.aggregate");
+    let stream = doc! {"$match": {"appName": "mongomirror", "ns": namespace}};
+    let what = format!("{database} is read from member {member} alone");
+    eventually(&what, async || {
+        for (place, client) in members.iter().enumerate() {
+            let list = [all.clone(), stream.clone()];
+            let found = client.database("admin").aggregate(list).await.unwrap();
+            let found: Vec<Document> = found.try_collect().await.unwrap();
+            if found.is_empty() == (place == member) {
+                return None;
+            }
+        }
+        Some(())
+    })
+    .await;
+}
+
+async fn other_members_are_read_from(stage: &Stage) {
+    let primary = stage.set.wait_until_settled().await.unwrap();
+    let mut members = Vec::new();
+    for node in stage.set.nodes() {
+        members.push(node.client().await.unwrap());
+    }
+    let (source, copy) = stage.databases("members");
+    fill(&source, "orders", 0, 50).await;
+    stage.apply("members", "").await;
+    stage.says("members", "Mirroring").await;
+    is_read_from(&members, primary, "members").await;
+    for (preference, member) in [("Secondary", 1 - primary), ("Primary", primary)] {
+        let edit = format!(r#"{{"spec": {{"source": {{"readPreference": "{preference}"}}}}}}"#);
+        stage.edit("members", &edit).await;
+        is_read_from(&members, member, "members").await;
+        fill(&source, preference, 0, 10).await;
+        become_equal(preference, &source, &copy, &[]).await;
+    }
+}
+
+/// How often a mirror was started.
+async fn epoch(stage: &Stage, mirror: &str) -> i64 {
+    let checkpoint = checkpoint(&stage.client, mirror).await.unwrap();
+    checkpoint.get_i64("epoch").unwrap()
+}
+
+/// How many transactions each lane of a mirror has had.
+async fn lanes(stage: &Stage, copy: &Database) -> Vec<i64> {
+    let fences = stage.client.database("mongomirror");
+    let fences = fences.collection::<Document>("fences");
+    let of_it = doc! {"_id.t": copy.name(), "batches": {"$gt": 0}};
+    let found = fences.find(of_it).sort(doc! {"_id": 1}).await.unwrap();
+    let found: Vec<Document> = found.try_collect().await.unwrap();
+    let batches = found.iter().map(|lane| lane.get_i64("batches"));
+    batches.map(Result::unwrap).collect()
+}
+
+async fn batches_are_written_in_lanes(stage: &Stage) {
+    let (source, copy) = stage.databases("lanes");
+    fill(&source, "orders", 0, 50).await;
+    stage.apply("lanes", "").await;
+    stage.says("lanes", "Mirroring").await;
+    fill(&source, "orders", 1000, 2000).await;
+    become_equal("in one", &source, &copy, &[]).await;
+    assert!(lanes(stage, &copy).await.is_empty());
+    let edit = async |edit: &str| {
+        let before = epoch(stage, "lanes").await;
+        stage.edit("lanes", edit).await;
+        eventually("it is started again", async || {
+            (epoch(stage, "lanes").await > before).then_some(())
+        })
+        .await;
+    };
+    edit(r#"{"spec": {"apply": {"mode": "Parallel"}}}"#).await;
+    let mut from = 10_000;
+    eventually("all lanes are used", async || {
+        fill(&source, "orders", from, 1000).await;
+        from += 1000;
+        (lanes(stage, &copy).await.len() == 4).then_some(())
+    })
+    .await;
+    become_equal("in lanes", &source, &copy, &[]).await;
+    edit(r#"{"spec": {"apply": null}}"#).await;
+    let before = lanes(stage, &copy).await;
+    fill(&source, "orders", 1_000_000, 2000).await;
+    become_equal("again in one", &source, &copy, &[]).await;
+    assert_eq!(lanes(stage, &copy).await, before);
+}
+
+async fn lost_history_is_no_longer_waited_with(stage: &Stage) {
+    let forgetful = ReplicaSet::builder().oplog_mb(10);
+    let forgetful = forgetful.arg("--syncdelay", "2").start().await.unwrap();
+    let client = forgetful.client().await.unwrap();
+    let (source, copy) = (client.database("lost"), client.database("lost_backup"));
+    fill(&source, "orders", 0, 50).await;
+    let stop = "  onHistoryLost: Stop\n";
+    let manifest = mirror("lost", "forgetful", "lost", stop);
+    let uri = impatient(&forgetful.uri());
+    let manifest = secret("forgetful", &uri) + &manifest;
+    stage.cluster.apply(&manifest).await;
+    stage.says("lost", "Mirroring").await;
+    let edit = async |edit: &str| stage.edit("lost", edit).await;
+    edit(r#"{"spec": {"enabled": false}}"#).await;
+    stage.says("lost", "Suspended").await;
+    fill(&source, "orders", 1000, 50).await;
+    roll_over(&client).await;
+    edit(r#"{"spec": {"enabled": true}}"#).await;
+    stage.says("lost", "HistoryLost").await;
+    let left = copy.collection::<Document>("orders");
+    assert_eq!(left.count_documents(doc! {}).await.unwrap(), 50);
+    edit(r#"{"spec": {"onHistoryLost": "Resync"}}"#).await;
+    stage.says("lost", "Mirroring").await;
+    become_equal("lost", &source, &copy, &[]).await;
+}
+
+async fn verifications_come_more_often(stage: &Stage) {
+    let (source, _) = stage.databases("verified");
+    fill(&source, "orders", 0, 50).await;
+    stage.apply("verified", "").await;
+    let notes = stage.client.database("mongomirror");
+    let notes = notes.collection::<Document>("verifications");
+    let of_it = doc! {"_id": "verified_backup"};
+    let last = async |what: &str, before: Option<bson::DateTime>| {
+        eventually(what, async || {
+            let found = notes.find_one(of_it.clone()).await.unwrap()?;
+            let time = *found.get_datetime("time").unwrap();
+            (Some(time) != before).then_some(time)
+        })
+        .await
+    };
+    let first = last("it is verified", None).await;
+    let edit = r#"{"spec": {"verification": {"interval": "1m"}}}"#;
+    stage.edit("verified", edit).await;
+    let second = last("it is verified again", Some(first)).await;
+    let between = second.timestamp_millis() - first.timestamp_millis();
+    assert!(between >= 60_000, "after {between} ms");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_a_mirror_works_is_edited_while_it_runs() {
+    let set = ReplicaSet::builder().nodes(2).start().await.unwrap();
+    let client = set.client().await.unwrap();
+    let stage = Stage::of((set, client)).await;
+    tokio::join!(
+        other_members_are_read_from(&stage),
+        batches_are_written_in_lanes(&stage),
+        lost_history_is_no_longer_waited_with(&stage),
+        verifications_come_more_often(&stage),
+    );
 }

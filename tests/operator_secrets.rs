@@ -121,7 +121,11 @@ async fn rotated_passwords_are_taken_up_at_once_and_without_another_copy() {
     ];
     stage.create_user("writer", "canary-1", &writes).await;
     let from = |password| secret("from", &stage.set.uri_as("reader", password));
-    let into = |password| secret("into", &stage.set.uri_as("writer", password));
+    // By default the servers choose.
+    let into = |password| {
+        let uri = stage.set.uri_as("writer", password);
+        secret("into", &(uri + "&authMechanism=SCRAM-SHA-256"))
+    };
     let (from, into) = (
         [from("canary-1"), from("canary-2"), from("canary-3")],
         [into("canary-1"), into("canary-2")],

@@ -5,7 +5,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use bson::{Document, doc};
-use common::cluster::{Cluster, secret};
+use common::cluster::{Cluster, mirror, secret};
 use common::process::checkpoint;
 use common::{assert_equal, eventually, fill};
 use mongodb::{Client, Database};
@@ -186,6 +186,48 @@ async fn servers_of_an_unknown_authority_are_not_trusted() {
     let plain = set.uri().replace("tls=true", "tls=false");
     cluster.apply(&secret("shop", &plain)).await;
     cluster.wait("shop", &ready, "InvalidUri").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_side_has_an_authority_of_its_own() {
+    let set = || ReplicaSet::builder().tls(true).start();
+    let (from, to) = tokio::try_join!(set(), set()).unwrap();
+    let shop = from.client().await.unwrap().database("shop");
+    let copy = to.client().await.unwrap().database("shop_backup");
+    fill(&shop, "orders", 0, 10).await;
+    let cluster = Cluster::start().await;
+    let authority = |name: &str, set: &ReplicaSet| {
+        let authority = set.authority().expect("TLS");
+        texts(name, &[("ca.crt", authority.certificate())])
+    };
+    let secrets = secret("from", &from.uri()) + &secret("to", &to.uri());
+    let authorities = authority("from-authority", &from) + &authority("to-authority", &to);
+    let target = "  target: {uriSecretRef: {name: to}, tls: {caSecretRef: {name: to-authority}}}\n";
+    let tls = "  source: {tls: {caSecretRef: {name: from-authority}}, ";
+    let manifest = mirror("shop", "from", "shop", target).replace("  source: {", tls);
+    cluster.apply(&(secrets + &manifest + &authorities)).await;
+    cluster.wait("shop", ".status.phase", "Mirroring").await;
+    arrives(&shop, &copy, 1000).await;
+    // Neither is trusted for the other.
+    let ready = format!("{READY}.reason");
+    for (side, own, other, reason) in [
+        ("source", "from", "to", "SourceUnreachable"),
+        ("target", "to", "from", "TargetUnreachable"),
+    ] {
+        let edit = async |whose: &str| {
+            let tls = format!(r#"{{"caSecretRef": {{"name": "{whose}-authority"}}}}"#);
+            let edit = format!(r#"{{"spec": {{"{side}": {{"tls": {tls}}}}}}}"#);
+            cluster.patch("shop", &edit).await;
+        };
+        edit(other).await;
+        cluster.wait("shop", &ready, reason).await;
+        let message = cluster.field("shop", ".status.message").await;
+        assert!(message.contains("certificate"), "{message}");
+        edit(own).await;
+        cluster.wait("shop", &ready, "Mirroring").await;
+    }
+    arrives(&shop, &copy, 1001).await;
+    assert_equal(&shop, &copy).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
