@@ -5,7 +5,8 @@ mod common;
 use std::process::Command;
 use std::time::Duration;
 
-use bson::{Document, doc};
+use bson::{Bson, Document, doc};
+use common::faults::has_problem;
 use common::oplog::roll_over;
 use common::refused::{arrays, noted, strangers_index, verified};
 use common::workload::{self, Workload};
@@ -34,15 +35,19 @@ fn roles(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The roles of a mirror of this database, on the source and on the target.
-fn printed(database: &str, more: &[&str]) -> Vec<Document> {
-    let target = format!("{database}_backup");
-    let both = ["--source", database, "--target", &target];
+/// The roles of a mirror between these databases, on the source and on the target.
+fn printed_for(source: &str, target: &str, more: &[&str]) -> Vec<Document> {
+    let both = ["--source", source, "--target", target];
     let series = ["--time-series", "readings", "--json"];
     let text = roles(&[&both[..], &series, more].concat());
     let both: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
     let both = both.iter().map(bson::serialize_to_document);
     both.collect::<Result<_, _>>().unwrap()
+}
+
+/// The roles of a mirror of this database.
+fn printed(database: &str, more: &[&str]) -> Vec<Document> {
+    printed_for(database, &format!("{database}_backup"), more)
 }
 
 /// A mirror whose users have these roles, and no others.
@@ -63,11 +68,6 @@ async fn granted(
     }
     config(&uris[0], &uris[1], database)
 }
-
-/// Whether the source is a mirror's target itself.
-const ANOTHERS_NOTES: &str = "find: \"checkpoints\"";
-/// Whether the target is where such a one has its source.
-const TARGETS_ID: &str = "replSetGetConfig: 1";
 
 /// What servers log when somebody may not do something.
 const AUTHORIZATION_FAILED: i64 = 20_436;
@@ -189,8 +189,8 @@ async fn exactly_these_roles_are_enough(version: Version) {
     assert!(last.unsupported.is_empty(), "{:?}", last.unsupported);
     assert_eq!(last.totals.retries, 0);
     finish(&config, End::Arm).await.unwrap();
-    assert_refused_only(&from, &[ANOTHERS_NOTES]);
-    assert_refused_only(&to, &[TARGETS_ID]);
+    assert_refused_only(&from, &[]);
+    assert_refused_only(&to, &[]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -447,55 +447,65 @@ async fn exactly_these_roles_are_enough_for_all_that_a_spec_can_ask_for() {
     assert_equal(&source, &target).await;
     assert_eq!(stop(mirror).await.totals.resyncs, 1);
     ground.delete(&config, &target).await;
-    assert_refused_only(&ground.from, &[ANOTHERS_NOTES]);
-    let buckets = "listIndexes: \"system.buckets.theirs\"";
-    assert_refused_only(&ground.to, &[TARGETS_ID, buckets]);
+    assert_refused_only(&ground.from, &[]);
+    assert_refused_only(&ground.to, &["listIndexes: \"system.buckets.theirs\""]);
 }
 
-/// Which of the two roles, which of its privileges, and which of that one's actions.
-type Place = (usize, usize, usize);
+/// Which of the two roles, and one action of it by itself.
+type Action = (usize, Document);
 
-/// The roles of a mirror of this database, without one action.
-fn without(database: &str, place: Option<Place>) -> (Vec<Document>, String) {
-    let state = format!("{database}_notes");
-    let mut both = printed(database, &["--state-database", &state]);
-    let mut left_out = String::new();
-    if let Some((role, privilege, action)) = place {
-        let privileges = both[role].get_array_mut("privileges").unwrap();
-        let privilege = privileges[privilege].as_document_mut().unwrap();
-        let action = privilege.get_array_mut("actions").unwrap().remove(action);
-        left_out = format!(
-            "{action} on {}",
-            privilege.get_document("resource").unwrap()
-        );
-        if privilege.get_array("actions").unwrap().is_empty() {
-            privileges.retain(|it| {
-                !it.as_document()
-                    .unwrap()
-                    .get_array("actions")
-                    .unwrap()
-                    .is_empty()
-            });
-        }
-    }
-    (both, left_out)
+fn action(side: usize, resource: &Document, action: &str) -> Action {
+    (side, doc! {"resource": resource, "actions": [action]})
 }
 
-/// All places of the printed roles.
-fn places() -> Vec<Place> {
-    let (both, _) = without("shop", None);
-    let mut places = Vec::new();
-    for (role, document) in both.iter().enumerate() {
-        for (n, privilege) in document.get_array("privileges").unwrap().iter().enumerate() {
-            let actions = privilege
-                .as_document()
-                .unwrap()
-                .get_array("actions")
-                .unwrap();
-            places.extend((0..actions.len()).map(|action| (role, n, action)));
+/// What nothing but the detection of rings needs, of a mirror whose notes are in this database.
+fn only_for_rings(notes: &str) -> [Action; 3] {
+    let looked_up_in = |database| {
+        let checkpoints = doc! {"db": database, "collection": "checkpoints"};
+        action(0, &checkpoints, "find")
+    };
+    let id = action(1, &doc! {"cluster": true}, "replSetGetConfig");
+    [looked_up_in(notes), looked_up_in("mongomirror"), id]
+}
+
+fn privileges(role: &mut Document) -> Vec<&mut Document> {
+    let all = role.get_array_mut("privileges").unwrap().iter_mut();
+    all.map(|it| it.as_document_mut().unwrap()).collect()
+}
+
+/// All actions of both roles.
+fn actions(mut both: Vec<Document>) -> Vec<Action> {
+    let mut all = Vec::new();
+    for (side, role) in both.iter_mut().enumerate() {
+        for privilege in privileges(role) {
+            let resource = privilege.get_document("resource").unwrap();
+            for name in privilege.get_array("actions").unwrap() {
+                all.push(action(side, resource, name.as_str().unwrap()));
+            }
         }
     }
-    places
+    all
+}
+
+/// The roles without one action.
+fn without(mut both: Vec<Document>, (side, action): &Action) -> Vec<Document> {
+    let left_out = &action.get_array("actions").unwrap()[0];
+    for privilege in privileges(&mut both[*side]) {
+        if privilege.get("resource") == action.get("resource") {
+            let actions = privilege.get_array_mut("actions").unwrap();
+            actions.retain(|it| it != left_out);
+        }
+    }
+    let all = both[*side].get_array_mut("privileges").unwrap();
+    let empty = |it: &Bson| {
+        it.as_document()
+            .unwrap()
+            .get_array("actions")
+            .unwrap()
+            .is_empty()
+    };
+    all.retain(|it| !empty(it));
+    both
 }
 
 /// What a mirror of these roles complains about, or lacks; `None` if all is as it should be.
@@ -606,23 +616,46 @@ async fn lacks(from: &ReplicaSet, to: &ReplicaSet, n: usize, both: &[Document]) 
 async fn no_action_of_the_roles_could_be_left_out() {
     let set = || ReplicaSet::builder().auth(true).start();
     let (from, to) = tokio::try_join!(set(), set()).unwrap();
-    let places: Vec<_> = std::iter::once(None)
-        .chain(places().into_iter().map(Some))
-        .collect();
-    let trials = places.into_iter().enumerate().map(|(n, place)| {
-        let (from, to) = (&from, &to);
+    let copies = to.client().await.unwrap();
+    let of = |n: usize| {
+        let notes = format!("shop{n}_notes");
+        let both = printed(&format!("shop{n}"), &["--state-database", &notes]);
+        (both, notes)
+    };
+    let trials = (0..=actions(of(0).0).len()).map(|n| {
+        let (from, to, copies) = (&from, &to, &copies);
         async move {
-            let (both, left_out) = without(&format!("shop{n}"), place);
-            let lacks = lacks(from, to, n, &both).await;
-            eprintln!("without {left_out}: {lacks:?}");
-            // Those of ordinary collections are told by name, before anything is written.
-            let action = left_out.split('"').nth(1).unwrap_or_default();
-            if left_out.contains(r#""collection": """#) {
-                let told = lacks.clone().unwrap_or_default();
-                assert!(told.contains("may not") && told.contains(action), "{told}");
-            }
+            let (both, notes) = of(n);
             // With all of them nothing is missing.
-            (lacks.is_some() == left_out.is_empty()).then_some(left_out)
+            let Some(left_out) = actions(both.clone()).get(n).cloned() else {
+                let lacks = lacks(from, to, n, &both).await;
+                return lacks.map(|lacks| format!("with all of them: {lacks}"));
+            };
+            let lacks = lacks(from, to, n, &without(both, &left_out)).await;
+            eprintln!("without {left_out:?}: {lacks:?}");
+            // All that a mirror loses without these is told below.
+            if only_for_rings(&notes).contains(&left_out) {
+                return lacks.map(|lacks| format!("without {left_out:?}: {lacks}"));
+            }
+            let resource = left_out.1.get_document("resource").unwrap();
+            let action = left_out.1.get_array("actions").unwrap()[0]
+                .as_str()
+                .unwrap();
+            // Those of ordinary collections are told by name, before anything is written.
+            if resource.get_str("collection").is_ok_and(str::is_empty) {
+                let told = lacks.clone().unwrap_or_default();
+                for part in ["may not", "grantPrivilegesToRole(", action] {
+                    assert!(told.contains(part), "{part}: {told}");
+                }
+                for written in [&notes, &format!("shop{n}_backup")] {
+                    let database = copies.database(written);
+                    let names = database.list_collection_names().await.unwrap();
+                    assert_eq!(names, [""; 0], "{told}");
+                }
+            }
+            lacks
+                .is_none()
+                .then(|| format!("nobody misses {left_out:?}"))
         }
     });
     let wrong: Vec<_> = futures::stream::iter(trials)
@@ -630,7 +663,89 @@ async fn no_action_of_the_roles_could_be_left_out() {
         .collect()
         .await;
     let wrong: Vec<String> = wrong.into_iter().flatten().collect();
-    assert!(wrong.is_empty(), "nobody misses {wrong:?}");
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// A database of a deployment.
+type Place<'a> = (&'a ReplicaSet, &'a str);
+
+/// A mirror whose users have exactly the printed roles, and these.
+async fn between(from: Place<'_>, to: Place<'_>, notes: &str) -> (MirrorConfig, Vec<Document>) {
+    let both = printed_for(from.1, to.1, &["--state-database", notes]);
+    let mut config = granted(from.0, to.0, from.1, &both).await;
+    to.1.clone_into(&mut config.target.database);
+    notes.clone_into(&mut config.state_database);
+    (config, both)
+}
+
+/// Each of these is mirrored to the next one, and the last one shall be to the first one.
+async fn is_seen(ring: &[Place<'_>], notes: &str, asking: &str) {
+    let mut mirrors = Vec::new();
+    let root = ring[0].0.client().await.unwrap();
+    let first = root.database(ring[0].1);
+    fill(&first, "orders", 0, 20).await;
+    for two in ring.windows(2) {
+        let (config, _) = between(two[0], two[1], notes).await;
+        let mirror = MirrorHandle::start(config);
+        mirroring(&mirror).await;
+        mirrors.push(mirror);
+    }
+    let last = ring[ring.len() - 1];
+    let (closing, both) = between(last, ring[0], asking).await;
+    let begins = async || {
+        let mirror = MirrorHandle::start(closing.clone());
+        let now = has_problem(&mirror, &["MirrorRing", "TargetNotEmpty"]).await;
+        mirror.stop().await;
+        now.problem.unwrap().reason.as_str()
+    };
+    assert_eq!(begins().await, "MirrorRing");
+    // Without what finds it, it would only not begin because there is something.
+    let printed = actions(both.clone());
+    for one in only_for_rings(asking) {
+        assert!(printed.contains(&one), "{one:?}");
+        let (side, privilege) = &one;
+        let name = both[*side].get_str("createRole").unwrap();
+        let set = [last.0, ring[0].0][*side];
+        let with = |command: &str| doc! {command: name, "privileges": [privilege]};
+        set.admin(with("revokePrivilegesFromRole")).await.unwrap();
+        let finds = one == only_for_rings(notes)[0] || *side == 1;
+        let reason = ["MirrorRing", "TargetNotEmpty"][usize::from(finds)];
+        assert_eq!(begins().await, reason, "without {one:?}");
+        set.admin(with("grantPrivilegesToRole")).await.unwrap();
+    }
+    assert_eq!(begins().await, "MirrorRing");
+    let noted = root.database(asking).collection::<Document>("checkpoints");
+    let claims = noted.count_documents(doc! {"_id": ring[0].1});
+    assert_eq!(claims.await.unwrap(), 0);
+
+    fill(&first, "orders", 1000, 20).await;
+    for (mirror, two) in mirrors.iter().zip(ring.windows(2)) {
+        let (from, to) = (two[0].0.client().await.unwrap(), two[1].0.client());
+        caught_up(mirror, &from).await;
+        let target = to.await.unwrap().database(two[1].1);
+        assert_equal(&from.database(two[0].1), &target).await;
+    }
+    for mirror in mirrors {
+        stop(mirror).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exactly_these_roles_see_rings() {
+    let set = || ReplicaSet::builder().auth(true).start();
+    let (one, two) = tokio::try_join!(set(), set()).unwrap();
+    let between_two = [(&one, "far"), (&two, "away")];
+    let within_one = [(&one, "near"), (&one, "here")];
+    let longer = [(&one, "a"), (&two, "b"), (&one, "c")];
+    tokio::join!(
+        is_seen(&between_two, "mongomirror", "notes"),
+        is_seen(&within_one, "notes", "notes"),
+        is_seen(&longer, "mongomirror", "mongomirror"),
+    );
+    // What was revoked.
+    let notes = "find: \"checkpoints\"";
+    assert_refused_only(&one, &[notes, "replSetGetConfig: 1"]);
+    assert_refused_only(&two, &[notes]);
 }
 
 #[test]

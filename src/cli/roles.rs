@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::printer::Printer;
 use crate::engine::connection::privileges;
-use crate::engine::state::BUCKETS;
+use crate::engine::state::{BUCKETS, CHECKPOINTS, looked_up_in};
 use crate::resource::validation::{DEFAULT_STATE_DATABASE, SpecError, check_database, is_reserved};
 
 /// Print the MongoDB roles that a mirror's users need, and nothing more.
@@ -21,7 +21,8 @@ pub struct Arguments {
     #[arg(long, value_name = "DATABASE", value_parser = target_database)]
     target: Option<String>,
 
-    /// The database in which the mirror keeps its memory: `spec.target.stateDatabase`.
+    /// The database in which the mirror keeps its memory: `spec.target.stateDatabase`. Also read
+    /// on the source, for rings.
     #[arg(
         long,
         value_name = "DATABASE",
@@ -58,10 +59,11 @@ fn target_database(name: &str) -> Result<String, SpecError> {
 }
 
 pub fn execute(arguments: &Arguments, printer: &Printer) {
-    let series = &arguments.time_series;
-    let source = arguments.source.as_deref().map(|name| source(name, series));
+    let (memory, series) = (&arguments.state_database, &arguments.time_series);
+    let source = arguments.source.as_deref();
+    let source = source.map(|name| source_role(name, memory, series));
     let target = arguments.target.as_deref();
-    let target = target.map(|name| target_role(name, &arguments.state_database, series));
+    let target = target.map(|name| target_role(name, memory, series));
     if arguments.json {
         let all: Vec<&Value> = source.iter().chain(&target).collect();
         printer.result(&format!("{:#}\n", json!(all)));
@@ -109,9 +111,9 @@ fn role(side: &str, database: &str, privileges: Vec<Value>) -> Value {
     json!({"createRole": name, "privileges": privileges, "roles": []})
 }
 
-/// Reads one database and its changes; and tells which replica set it is, and how far its oplog
-/// reaches back.
-fn source(database: &str, series: &[String]) -> Value {
+/// Reads one database and its changes; and tells which replica set it is, how far its oplog
+/// reaches back, and whether the database is a mirror's target itself.
+fn source_role(database: &str, memory: &str, series: &[String]) -> Value {
     const SYSTEM: [&str; 3] = ["find", "listIndexes", "collStats"];
     let mut privileges = vec![
         on(database, "", privileges::READ),
@@ -119,11 +121,14 @@ fn source(database: &str, series: &[String]) -> Value {
         on("local", "oplog.rs", &["collStats"]),
         json!({"resource": {"cluster": true}, "actions": ["replSetGetConfig", "serverStatus"]}),
     ];
+    let memories = looked_up_in(memory).into_iter();
+    privileges.extend(memories.map(|memory| on(memory, CHECKPOINTS, &["find"])));
     privileges.extend(on_buckets(database, series, &SYSTEM));
     role("source", database, privileges)
 }
 
-/// Writes one database, whatever its validators say, and the mirror's own notes.
+/// Writes one database, whatever its validators say, and the mirror's own notes; and tells which
+/// replica set it is, without which no ring is seen.
 fn target_role(database: &str, memory: &str, series: &[String]) -> Value {
     // Renaming takes dropCollection from where, and insert and createIndex to where; scripts are
     // renamed before they are dropped.
@@ -132,6 +137,7 @@ fn target_role(database: &str, memory: &str, series: &[String]) -> Value {
         on(database, "", &privileges::write_all()),
         on(database, "system.js", &scripts),
         on(memory, "", privileges::NOTES),
+        json!({"resource": {"cluster": true}, "actions": ["replSetGetConfig"]}),
     ];
     privileges.extend(on_buckets(database, series, privileges::WRITE));
     role("target", database, privileges)

@@ -8,7 +8,7 @@ use mongodb::Client;
 
 use crate::engine::config::MirrorConfig;
 use crate::engine::error::{Error, Result};
-use crate::engine::state::{Checkpoint, DATABASE, Origin, StateStore};
+use crate::engine::state::{Checkpoint, Origin, StateStore, looked_up_in};
 
 /// Steps that are looked up.
 const MOST: usize = 32;
@@ -53,11 +53,9 @@ pub(super) async fn origins(client: &Client, source: &str, config: &MirrorConfig
     origins
 }
 
-/// What a mirror remembers whose target this database is. In which database that would be is not
-/// known: most use the usual one, and some, as this mirror may, another.
+/// What a mirror remembers whose target this database is.
 async fn mirrored(client: &Client, database: &str, config: &MirrorConfig) -> Option<Checkpoint> {
-    let usual = (config.state_database != DATABASE).then_some(DATABASE);
-    for memory in [config.state_database.as_str()].into_iter().chain(usual) {
+    for memory in looked_up_in(&config.state_database) {
         match StateStore::new(client, memory, database).load().await {
             // A mirror that has ended for good writes nothing any more.
             Ok(Some(before)) if !before.ended => return Some(before),

@@ -45,6 +45,14 @@ const FENCES: &str = "fences";
 const RANGES: &str = "ranges";
 const QUARANTINE: &str = "quarantine";
 
+/// Where it is looked up whose target a database is. In which database its mirror would keep its
+/// notes is not known: most use the usual one, and some, as the mirror that asks may, another.
+pub fn looked_up_in(own: &str) -> Vec<&str> {
+    let mut databases = vec![own, DATABASE];
+    databases.dedup();
+    databases
+}
+
 /// The state of one target database.
 #[derive(Clone, Debug)]
 pub struct StateStore {
