@@ -656,8 +656,8 @@ async fn what_is_said_last_of_a_targets_deletion_counts_in_whatever_state_the_mi
 /// Waits until the changes of a database are read from this member, and from no other.
 async fn is_read_from(members: &[Client], member: usize, database: &str) {
     let all = doc! {"$currentOp": {"allUsers": true}};
-    let namespace = format!("{database}.$cmd.aggregate");
-    let stream = doc! {"$match": {"appName": "mongomirror", "ns": namespace}};
+    let namespace = format!("{database}.$cmd");
+    let stream = doc! {"$match": {"appName": "mongomirror", "op": "getmore", "ns": namespace}};
     let what = format!("{database} is read from member {member} alone");
     eventually(&what, async || {
         for (place, client) in members.iter().enumerate() {
