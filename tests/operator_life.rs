@@ -260,6 +260,59 @@ async fn deletion_never_hangs_and_what_is_made_again_goes_on() {
     assert_ne!(begun, anew, "it was copied anew");
 }
 
+/// A field of a later version, or a word of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resource_that_this_version_cannot_read_is_told_and_deleted_at_once() {
+    let cluster = Cluster::start().await;
+    let words =
+        "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/onHistoryLost/enum/-";
+    let later = format!(r#"[{{"op": "add", "path": "{words}", "value": "Wait"}}]"#);
+    let definition = ["patch", "crd", "mongomirrors.mongomirror.dev"];
+    let patch = [&definition[..], &["--type=json", "-p", &later]].concat();
+    cluster.kubectl(&patch).await;
+    let manifest = mirror("later", "mongo", "shop", "  onHistoryLost: Wait\n");
+    eventually("the API server goes by it", async || {
+        let applied = cluster
+            .plane
+            .kubectl_stdin(&["apply", "-f", "-"], &manifest);
+        applied.await.unwrap().success.then_some(())
+    })
+    .await;
+    cluster.wait("later", REASON, "InvalidSpec").await;
+    let said = cluster.field("later", ".status.message").await;
+    assert!(said.contains("cannot be read by this version"), "{said}");
+    let begun = tokio::time::Instant::now();
+    let delete = ["delete", "mongomirror", "later", "--timeout=20s"];
+    cluster.kubectl(&delete).await;
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert!(!cluster.log().contains("panicked"));
+}
+
+/// Two clusters, neither of which knows of the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_clusters_one_has_a_target_and_the_other_says_which() {
+    let (set, client) = servers().await;
+    let (source, copy) = (client.database("shop"), client.database("shop_backup"));
+    fill(&source, "orders", 0, 50).await;
+    let (first, second) = tokio::join!(Cluster::start(), Cluster::start());
+    let manifest = secret("mongo", &set.uri()) + &mirror("shop", "mongo", "shop", "");
+    first.apply(&manifest).await;
+    first.wait("shop", ".status.phase", "Mirroring").await;
+    let holder = first.field("shop", ".metadata.uid").await;
+    second.apply(&manifest).await;
+    second.wait("shop", REASON, "TargetBusy").await;
+    let said = second.field("shop", ".status.message").await;
+    assert!(said.contains(&holder), "{said}");
+    follows(&client, "shop", "shop_backup").await;
+    assert_eq!(first.field("shop", READY).await, "True");
+    // It goes on by itself when the other one has ended.
+    first.kubectl(&["delete", "mongomirror", "shop"]).await;
+    second.wait("shop", ".status.phase", "Mirroring").await;
+    follows(&client, "shop", "shop_backup").await;
+    assert_equal(&source, &copy).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_target_is_deleted_only_if_the_spec_and_an_annotation_say_so() {
     let (set, client) = servers().await;

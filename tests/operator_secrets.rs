@@ -33,8 +33,12 @@ impl Stage {
         let set = ReplicaSet::builder().auth(true).start().await.unwrap();
         let client = set.client().await.unwrap();
         fill(&client.database("shop"), "orders", 0, 300).await;
+        let mut cluster = Cluster::without_operator().await;
+        // No password is in what is told to those who look for a fault either.
+        let verbose = [("RUST_LOG", "debug,mongomirror=trace".to_owned())];
+        cluster.start_operator_with(&verbose);
         Self {
-            cluster: Cluster::start().await,
+            cluster,
             set,
             client,
             written: 0,
@@ -343,4 +347,27 @@ async fn only_the_secret_of_a_mirrors_own_namespace_counts() {
         found.unwrap().get_i64("epoch").unwrap()
     };
     assert_eq!((epoch("shop_backup").await, epoch("theirs").await), (1, 1));
+}
+
+/// Secrets are watched by their metadata.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_the_secrets_of_others_is_not_in_memory() {
+    let cluster = Cluster::start().await;
+    cluster.apply(&mirror("shop", "mongo", "shop", "")).await;
+    let reason = format!("{READY}.reason");
+    cluster.wait("shop", &reason, "SecretNotFound").await;
+    let before = cluster.memory();
+    let large = "x".repeat(900_000);
+    let others: Vec<_> = (0..40)
+        .map(|n| secret(&format!("other-{n}"), &large))
+        .collect();
+    let create = ["create", "-f", "-"];
+    let created = cluster.plane.kubectl_stdin(&create, &others.concat()).await;
+    created.unwrap().checked().unwrap();
+    // What is told later than they are.
+    cluster.apply(&secret("mongo", "nonsense")).await;
+    cluster.wait("shop", &reason, "InvalidUri").await;
+    let grown = cluster.memory().saturating_sub(before);
+    eprintln!("36 MB of Secrets: {} KiB more", grown >> 10);
+    assert!(grown < 12 << 20, "{} KiB more", grown >> 10);
 }

@@ -29,8 +29,11 @@ use crate::runner::words;
 const FIELD_MANAGER: &str = "mongomirror";
 /// A write that takes longer is tried again; the API server answers in milliseconds.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Between two writes while a copy, which comes to an end, makes progress.
+/// Between two writes while a copy makes progress, for the first few; then [`SOON`]. Most copies come
+/// to their end in moments, and those that do not are not looked at every second.
 const PROGRESS: Duration = Duration::from_secs(3);
+/// So many.
+const FEW: u32 = 5;
 /// Between two writes while the lag moves.
 const SOON: Duration = Duration::from_secs(10);
 /// Between two writes while something is tried again and again, as by all mirrors of a source that
@@ -103,6 +106,8 @@ pub struct Publisher {
     version: String,
     insists: bool,
     written_at: Option<Instant>,
+    /// So many of the last writes told of nothing but a copy's progress.
+    progressed: u32,
     /// Intervals are so much of what they are called, each publisher's a little different.
     pace: f64,
     not_before: Option<Instant>,
@@ -139,6 +144,7 @@ impl Publisher {
             version,
             insists: false,
             written_at: None,
+            progressed: 0,
             pace: rand::random_range(0.85..=1.0),
             not_before: None,
             backoff: Backoff::default(),
@@ -190,7 +196,8 @@ impl Publisher {
         let due = match haste(&self.there, status) {
             Haste::Never => return None,
             Haste::Now => now,
-            Haste::Progress => after(PROGRESS),
+            Haste::Progress if self.progressed < FEW => after(PROGRESS),
+            Haste::Progress => after(SOON),
             Haste::Soon => after(SOON),
             Haste::Again => after(AGAIN),
             Haste::Calm => after(CALM),
@@ -219,6 +226,10 @@ impl Publisher {
                 self.version = version;
                 self.backoff.succeeded();
                 self.not_before = None;
+                self.progressed = match haste(&self.written, &status) {
+                    Haste::Progress => self.progressed.saturating_add(1),
+                    _ => 0,
+                };
                 self.there = status.clone();
                 let before = std::mem::replace(&mut self.written, status);
                 self.written_at = Some(Instant::now());

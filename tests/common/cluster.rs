@@ -310,6 +310,16 @@ impl Cluster {
         operator.log()
     }
 
+    /// Bytes of memory that the operator has.
+    pub fn memory(&self) -> u64 {
+        let operator = self.operator.as_ref().expect("an operator");
+        let pid = operator.process.pid().expect("it runs");
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kibibytes = line.and_then(|line| line.split_whitespace().next());
+        kibibytes.expect("VmRSS").parse::<u64>().expect("a number") << 10
+    }
+
     /// kill -9.
     pub async fn kill_operator(&mut self) {
         if let Some(operator) = self.operator.take() {
