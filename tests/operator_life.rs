@@ -34,11 +34,6 @@ async fn follows(client: &Client, source: &str, target: &str) {
     .await;
 }
 
-async fn patch(cluster: &Cluster, mirror: &str, patch: &str) {
-    let patch = ["patch", "mongomirror", mirror, "--type=merge", "-p", patch];
-    cluster.kubectl(&patch).await;
-}
-
 /// The operator has seen the newest spec.
 async fn observed(cluster: &Cluster, mirror: &str) {
     let generation = cluster.field(mirror, ".metadata.generation").await;
@@ -94,7 +89,9 @@ async fn every_edit_is_taken_up_in_every_phase_and_nothing_is_copied_again() {
         .await;
     cluster.wait("live", ".status.phase", "Mirroring").await;
     cluster.wait("paused", ".status.phase", "Mirroring").await;
-    patch(&cluster, "paused", r#"{"spec": {"enabled": false}}"#).await;
+    cluster
+        .patch("paused", r#"{"spec": {"enabled": false}}"#)
+        .await;
     cluster.wait("paused", ".status.phase", "Paused").await;
     cluster.wait("copying", ".status.phase", "Copying").await;
     cluster.wait("pending", REASON, "SecretNotFound").await;
@@ -109,7 +106,7 @@ async fn every_edit_is_taken_up_in_every_phase_and_nothing_is_copied_again() {
             if is_end && mirror != "live" && mirror != "paused" && mirror != "copying" {
                 continue;
             }
-            patch(&cluster, mirror, edit).await;
+            cluster.patch(mirror, edit).await;
             observed(&cluster, mirror).await;
         }
         follows(&client, "live", "live_backup").await;
@@ -128,20 +125,24 @@ async fn every_edit_is_taken_up_in_every_phase_and_nothing_is_copied_again() {
         assert_eq!(before, now, "{mirror} was not copied again");
     }
     // What each of them waited for.
-    patch(
-        &cluster,
-        "pending",
-        r#"{"spec": {"source": {"uriSecretRef": {"name": "same"}}}}"#,
-    )
-    .await;
-    patch(
-        &cluster,
-        "failed",
-        r#"{"spec": {"target": {"onExistingData": "Replace"}}}"#,
-    )
-    .await;
-    patch(&cluster, "paused", r#"{"spec": {"enabled": true}}"#).await;
-    patch(&cluster, "copying", r#"{"spec": {"limits": null}}"#).await;
+    cluster
+        .patch(
+            "pending",
+            r#"{"spec": {"source": {"uriSecretRef": {"name": "same"}}}}"#,
+        )
+        .await;
+    cluster
+        .patch(
+            "failed",
+            r#"{"spec": {"target": {"onExistingData": "Replace"}}}"#,
+        )
+        .await;
+    cluster
+        .patch("paused", r#"{"spec": {"enabled": true}}"#)
+        .await;
+    cluster
+        .patch("copying", r#"{"spec": {"limits": null}}"#)
+        .await;
     for mirror in ["live", "paused", "copying", "pending", "failed"] {
         cluster.wait(mirror, ".status.phase", "Mirroring").await;
         let target = format!("{mirror}_backup");
@@ -149,18 +150,20 @@ async fn every_edit_is_taken_up_in_every_phase_and_nothing_is_copied_again() {
         assert_equal(&client.database(mirror), &client.database(&target)).await;
     }
     // Back to what it was.
-    patch(
-        &cluster,
-        "live",
-        r#"{"spec": {"collections": {"exclude": ["orders"]}}}"#,
-    )
-    .await;
+    cluster
+        .patch(
+            "live",
+            r#"{"spec": {"collections": {"exclude": ["orders"]}}}"#,
+        )
+        .await;
     let live = client.database("live_backup");
     eventually("it is dropped", async || {
         names(&live).await.is_empty().then_some(())
     })
     .await;
-    patch(&cluster, "live", r#"{"spec": {"collections": null}}"#).await;
+    cluster
+        .patch("live", r#"{"spec": {"collections": null}}"#)
+        .await;
     follows(&client, "live", "live_backup").await;
     assert_equal(&client.database("live"), &live).await;
 }
@@ -253,7 +256,7 @@ async fn deletion_never_hangs_and_what_is_made_again_goes_on() {
     copy.drop().await.unwrap();
     // Whatever is edited, it tries again at once.
     let edit = r#"{"spec": {"limits": {"readConcurrency": 2}}}"#;
-    patch(&cluster, "shop", edit).await;
+    cluster.patch("shop", edit).await;
     cluster.wait("shop", ".status.phase", "Mirroring").await;
     assert_equal(&source, &copy).await;
     let anew = cluster.field("shop", ".status.initialSync.startedAt").await;
@@ -363,9 +366,13 @@ async fn an_operator_that_dies_behind_any_of_its_writes_is_followed_by_one_that_
         let environment = [("MONGOMIRROR_CRASH_API", nth.to_string())];
         cluster.start_operator_with(&environment);
         // What it has to write about.
-        patch(&cluster, "shop", r#"{"spec": {"enabled": false}}"#).await;
+        cluster
+            .patch("shop", r#"{"spec": {"enabled": false}}"#)
+            .await;
         let off = cluster.reaches("shop", ".status.phase", "Paused").await;
-        patch(&cluster, "shop", r#"{"spec": {"enabled": true}}"#).await;
+        cluster
+            .patch("shop", r#"{"spec": {"enabled": true}}"#)
+            .await;
         let token = format!("mongomirror.dev/verify={nth}");
         let annotate = ["annotate", "--overwrite", "mongomirror", "shop", &token];
         cluster.kubectl(&annotate).await;

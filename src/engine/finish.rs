@@ -19,7 +19,7 @@ use super::config::{MirrorConfig, OnDeselected};
 use super::connection::shared::Clients;
 use super::error::{Error, Result, Side};
 use super::selection::Selection;
-use super::state::{CatalogEntry, Checkpoint, Index, Stage, StateStore};
+use super::state::{CatalogEntry, Checkpoint, Index, Stage, StateStore, is_compared};
 use super::writes::Write;
 
 /// Longest time for all of it: whoever deletes a mirror waits for nothing, and a target that does
@@ -121,19 +121,14 @@ async fn delete(config: &MirrorConfig, client: &mongodb::Client) -> Result<bool>
     let mut noted = state.load_catalog().await?;
     noted.retain(|entry| entry.left_out.is_none());
     let ranges = state.load_ranges().await?;
-    let is_compared = |entry: &CatalogEntry| {
-        let mut ranges = ranges
-            .iter()
-            .filter(|range| range.uuid == entry.uuid)
-            .peekable();
-        ranges.peek().is_some() && ranges.all(|range| range.compare)
-    };
     // As they are let go of by a mirror that runs: whole, armed, or not at all.
     let lets_go = |name: &str| {
         config.on_deselected == OnDeselected::Retain && !config.selection.selects(name)
     };
-    let retains =
-        |entry: &CatalogEntry| lets_go(entry.public_name()) && (entry.copied || is_compared(entry));
+    let retains = |entry: &CatalogEntry| {
+        let its_ranges = ranges.iter().filter(|range| range.uuid == entry.uuid);
+        lets_go(entry.public_name()) && (entry.copied || is_compared(its_ranges))
+    };
     let (retained, dropped): (Vec<_>, Vec<_>) = noted.into_iter().partition(retains);
     for entry in &retained {
         // What cannot be armed is told, and does not keep the rest.

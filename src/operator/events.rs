@@ -138,9 +138,10 @@ fn problem(status: &MongoMirrorStatus) -> Option<&Condition> {
     let retries = status
         .condition(condition::RECONCILING)
         .is_some_and(|seen| Reason::Retrying == seen.reason.as_str());
-    let is_wrong = retries || is_true(status.condition(condition::STALLED));
     let ready = status.condition(condition::READY)?;
-    let is_wrong = is_wrong || ready.status == ConditionStatus::Unknown;
+    let is_wrong = retries
+        || is_true(status.condition(condition::STALLED))
+        || ready.status == ConditionStatus::Unknown;
     is_wrong.then_some(ready)
 }
 

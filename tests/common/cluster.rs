@@ -393,6 +393,23 @@ impl Cluster {
         }
     }
 
+    /// Waits until a mirror that runs says, for this reason and with this word, what is wrong with its
+    /// Secrets, and that it goes on all the same.
+    pub async fn goes_on_in_spite_of(&self, mirror: &str, reason: &str, word: &str) {
+        let ready = r#".status.conditions[?(@.type=="Ready")]"#;
+        let said = super::eventually(word, async || {
+            let message = self.field(mirror, &format!("{ready}.message")).await;
+            message.contains(word).then_some(message)
+        })
+        .await;
+        assert!(said.contains("the mirror goes on"), "{said}");
+        assert_eq!(self.field(mirror, ".status.message").await, said);
+        let why = self.field(mirror, &format!("{ready}.reason")).await;
+        assert_eq!(why, reason, "{said}");
+        assert_eq!(self.field(mirror, ".status.phase").await, "Mirroring");
+        assert_eq!(self.field(mirror, ".status.connected").await, "true");
+    }
+
     /// Waits until a field of a mirror has this value; false if the operator dies before.
     pub async fn reaches(&self, mirror: &str, path: &str, value: &str) -> bool {
         let what = format!("{mirror} has {path}={value}, or the operator is dead");

@@ -21,7 +21,7 @@ use crate::engine::error::{Result, Side};
 use crate::engine::finish::arm_clocks;
 use crate::engine::position::Ahead;
 use crate::engine::selection::Selection;
-use crate::engine::state::{BUCKETS, CatalogEntry, RangeEntry, encode_figures};
+use crate::engine::state::{BUCKETS, CatalogEntry, encode_figures};
 use crate::engine::writes::Write;
 
 impl Planned {
@@ -179,9 +179,4 @@ impl Planned {
             .update(Write::CompletePlan, self.epoch, set)
             .await
     }
-}
-
-/// Whether all that there is of a collection was there before, and is compared.
-pub(super) fn is_compared(ranges: Option<&Vec<RangeEntry>>) -> bool {
-    ranges.is_some_and(|ranges| ranges.iter().all(|range| range.compare))
 }

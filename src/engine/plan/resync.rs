@@ -10,7 +10,6 @@ use std::collections::HashMap;
 
 use bson::{DateTime, doc};
 
-use super::reselect::is_compared;
 use super::{Planned, selects};
 use crate::engine::apply::ddl;
 use crate::engine::bson::definition::Definition;
@@ -21,7 +20,7 @@ use crate::engine::config::{MirrorConfig, OnExistingData};
 use crate::engine::definitions::{Kept, keep};
 use crate::engine::error::{Result, Side};
 use crate::engine::state::{
-    CatalogEntry, CopyFigures, Index, RangeEntry, ranges_by_collection, refuse_unknown,
+    CatalogEntry, CopyFigures, Index, RangeEntry, is_compared, ranges_by_collection, refuse_unknown,
 };
 use crate::engine::stream::event::Uuid;
 use crate::engine::writes::Write;
@@ -140,7 +139,7 @@ impl Planned {
                 continue;
             }
             if entry.left_out.is_none() && !selects(config, &entry.name) {
-                let is_compared = is_compared(ranges.get(&entry.uuid));
+                let is_compared = is_compared(ranges.get(&entry.uuid).into_iter().flatten());
                 self.let_go(config, &entry, is_compared).await?;
                 continue;
             }

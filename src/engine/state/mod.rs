@@ -32,7 +32,7 @@ pub use checkpoint::{
     encode_position,
 };
 pub use codec::{binary, documents_of, uuid_of};
-pub use ranges::{RangeEntry, RangeState};
+pub use ranges::{RangeEntry, RangeState, is_compared};
 pub use sound::{ranges_by_collection, refuse_gaps, refuse_unknown};
 
 /// The state database's name, unless another one is asked for.

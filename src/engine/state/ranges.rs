@@ -44,6 +44,13 @@ pub struct RangeEntry {
     pub bytes: u64,
 }
 
+/// Whether all that there is of a collection was there before, and is compared; nothing is of one
+/// without ranges.
+pub fn is_compared<'a>(ranges: impl IntoIterator<Item = &'a RangeEntry>) -> bool {
+    let mut ranges = ranges.into_iter().peekable();
+    ranges.peek().is_some() && ranges.all(|range| range.compare)
+}
+
 impl StateStore {
     /// The command that changes a range, fenced like the checkpoint; must match one document.
     ///
